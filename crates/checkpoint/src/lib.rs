@@ -1,0 +1,1 @@
+//! Hugging Face Mixture-of-Experts checkpoints: model families and memory-mapped safetensors.

@@ -1,0 +1,1 @@
+//! Load and placement files, workloads and simulation.

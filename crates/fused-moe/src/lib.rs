@@ -1,0 +1,1 @@
+//! The fused Mixture-of-Experts layer on Burn.

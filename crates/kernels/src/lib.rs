@@ -1,0 +1,1 @@
+//! Grouped expert kernels for CPUs.

@@ -1,0 +1,1 @@
+//! Communicators, dispatch and combine of expert parallelism.

@@ -1,0 +1,1 @@
+//! Placement strategies, expert load, balance metrics and the expert map manager.

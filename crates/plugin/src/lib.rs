@@ -1,0 +1,1 @@
+//! Descriptors and the registry of moekit's plugins.

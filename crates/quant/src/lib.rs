@@ -1,0 +1,1 @@
+//! Quantization backends and the canonical form of packed experts.

@@ -1,0 +1,111 @@
+use thiserror::Error;
+
+/// What can be wrong with a placement, a topology or a lookup.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RoutingError {
+    /// An EP group needs a rank.
+    #[error("an EP group needs at least 1 rank, got 0")]
+    NoRanks,
+    /// A node without ranks is not a node.
+    #[error("{num_nodes} nodes cannot share {num_ranks} ranks: every node needs at least one rank")]
+    Nodes {
+        /// Nodes asked for.
+        num_nodes: usize,
+        /// Ranks of the group.
+        num_ranks: usize,
+    },
+    /// A layer needs an expert.
+    #[error("a MoE layer needs at least 1 logical expert, got 0")]
+    NoExperts,
+    /// A slot names an expert that the layer does not have.
+    #[error(
+        "slot {slot} holds logical expert {expert}, but the layer has only experts 0..{num_logical}"
+    )]
+    UnknownExpert {
+        /// Physical slot.
+        slot: usize,
+        /// The id found there.
+        expert: usize,
+        /// Number of logical experts.
+        num_logical: usize,
+    },
+    /// Some expert sits nowhere.
+    #[error(
+        "logical expert {expert} has no physical slot: each of the {num_logical} experts needs at least one"
+    )]
+    Uncovered {
+        /// The first expert without a slot.
+        expert: usize,
+        /// Number of logical experts.
+        num_logical: usize,
+    },
+    /// `rank_offsets` does not partition the slots.
+    #[error(
+        "rank_offsets must start at 0, never decrease and end at the number of slots ({num_slots}), got {offsets:?}"
+    )]
+    RankOffsets {
+        /// The offsets given.
+        offsets: Vec<usize>,
+        /// Number of slots.
+        num_slots: usize,
+    },
+    /// Placement and topology speak of different groups.
+    #[error("the placement has {placement} ranks, the topology {topology}")]
+    RankCount {
+        /// Ranks of the placement.
+        placement: usize,
+        /// Ranks of the topology.
+        topology: usize,
+    },
+    /// A rank outside of its group.
+    #[error("{group} rank {rank} does not exist: the group has ranks 0..{size}")]
+    UnknownRank {
+        /// Which group (`EP`, `TP`, ...).
+        group: &'static str,
+        /// The rank asked for.
+        rank: usize,
+        /// Size of the group.
+        size: usize,
+    },
+    /// An empty parallel group.
+    #[error("the {group} group has size 0, it needs at least 1")]
+    EmptyGroup {
+        /// Which group (`TP`, `DP`, ...).
+        group: &'static str,
+    },
+    /// Buffers of a batch disagree.
+    #[error("{what} has {got} entries, expected {expected}")]
+    Length {
+        /// Which buffer.
+        what: &'static str,
+        /// Its length.
+        got: usize,
+        /// The length it needs.
+        expected: usize,
+    },
+    /// A selector was not given the counts that it asked for.
+    #[error("replica selector `{selector}` needs the token counts of {step}, but none were given")]
+    MissingCounts {
+        /// Name of the selector.
+        selector: &'static str,
+        /// Which step's counts.
+        step: &'static str,
+    },
+    /// Loads of different tables were added up.
+    #[error("cannot add the load of table generation {other} to that of generation {this}")]
+    Generation {
+        /// Generation of the load that is added to.
+        this: u64,
+        /// Generation of the load that was to be added.
+        other: u64,
+    },
+    /// An unknown replica selector.
+    #[error("unknown replica selector `{name}`; known are {}", known.join(", "))]
+    UnknownSelector {
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        known: &'static [&'static str],
+    },
+}

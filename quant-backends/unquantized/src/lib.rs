@@ -1,0 +1,1 @@
+//! Experts stored in f32, f16 or bf16.

@@ -1,0 +1,1 @@
+//! The round-robin placement strategy.

@@ -1,0 +1,102 @@
+use moekit_plugin::PluginError;
+use moekit_routing::RoutingError;
+use thiserror::Error;
+
+/// Why there is no placement.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum PlacementError {
+    /// A placement, topology or id is invalid.
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    /// The strategy is not linked, or two claim its name.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// The configuration of a strategy does not name it.
+    #[error(
+        "a strategy's configuration is a table with the key `strategy`, e.g. {{\"strategy\": \"linear\"}}, got {got}"
+    )]
+    NoStrategyName {
+        /// What was given.
+        got: String,
+    },
+    /// A setting is unknown or has a wrong value.
+    #[error("settings of strategy `{strategy}`: {message}")]
+    Settings {
+        /// The strategy.
+        strategy: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The request does not meet what the strategy requires.
+    #[error("strategy `{strategy}`: {message}")]
+    Precondition {
+        /// The strategy.
+        strategy: String,
+        /// What is required, and what was given.
+        message: String,
+    },
+    /// A strategy answered something else than what was asked.
+    #[error("strategy `{strategy}` broke its contract: {message}")]
+    Contract {
+        /// The strategy.
+        strategy: String,
+        /// What differs.
+        message: String,
+    },
+    /// There is nothing to place.
+    #[error("a model needs at least 1 MoE layer, got 0")]
+    NoLayers,
+    /// Too few slots for the experts.
+    #[error(
+        "{num_slots} slots cannot hold {num_experts} logical experts: each needs at least one slot"
+    )]
+    TooFewSlots {
+        /// Slots over all ranks.
+        num_slots: usize,
+        /// Logical experts.
+        num_experts: usize,
+    },
+    /// Something has the wrong length.
+    #[error("{what}: got {got}, expected {expected}")]
+    Shape {
+        /// What.
+        what: String,
+        /// Its size.
+        got: usize,
+        /// The size it needs.
+        expected: usize,
+    },
+    /// A load that counts no tokens.
+    #[error(
+        "load of layer {layer}, expert {expert} is {value}; a load is a finite number that is not negative"
+    )]
+    Load {
+        /// Layer.
+        layer: usize,
+        /// Logical expert.
+        expert: usize,
+        /// The value.
+        value: f64,
+    },
+    /// A placement file of another format or version.
+    #[error("{what} is `{got}`, expected `{expected}`")]
+    Format {
+        /// Which field.
+        what: &'static str,
+        /// Its value.
+        got: String,
+        /// The value it needs.
+        expected: String,
+    },
+}
+
+impl PlacementError {
+    /// A precondition of `strategy` that the request does not meet.
+    pub fn precondition(strategy: &str, message: impl Into<String>) -> Self {
+        Self::Precondition {
+            strategy: strategy.to_owned(),
+            message: message.into(),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+use std::fmt::Debug;
+
+use moekit_plugin::Registry;
+use serde_json::Value;
+
+use crate::{ModelPlacement, PlacementError, PlacementRequest};
+
+/// The kind under which strategies register.
+pub const STRATEGY_KIND: &str = "placement strategy";
+
+/// What a strategy makes use of, for listings and reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The observed load changes the answer.
+    pub uses_load: bool,
+    /// The placement in force changes the answer.
+    pub uses_current: bool,
+    /// Nodes and expert groups change the answer.
+    pub uses_nodes: bool,
+    /// The migration budget is kept.
+    pub keeps_budget: bool,
+}
+
+/// Decides which logical expert sits in which physical slot.
+///
+/// A strategy *is* its configuration: a plain serde struct without state. `place` is a pure
+/// function of the request: same request, same answer. Register it with
+/// [`register_strategy!`](crate::register_strategy).
+#[typetag::serde(tag = "strategy")]
+pub trait PlacementStrategy: Debug + Send + Sync {
+    /// Answers a request. Callers use [`plan`](#method.plan), which also checks the answer.
+    ///
+    /// # Errors
+    ///
+    /// If the request does not meet what the strategy requires. A strategy never answers
+    /// something else than what was asked.
+    fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError>;
+
+    /// What the strategy makes use of.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+}
+
+impl dyn PlacementStrategy {
+    /// The name that configurations use.
+    pub fn name(&self) -> &'static str {
+        self.typetag_name()
+    }
+
+    /// Places, and makes sure that the answer fits the request.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`PlacementStrategy::place`]; [`PlacementError::Contract`] if the answer has other
+    /// layers, experts, ranks or slots than asked for.
+    pub fn plan(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
+        let placement = self.place(request)?;
+        placement
+            .check(request)
+            .map_err(|error| PlacementError::Contract {
+                strategy: self.name().to_owned(),
+                message: error.to_string(),
+            })?;
+        Ok(placement)
+    }
+}
+
+/// The strategies that this program links, by name.
+///
+/// # Errors
+///
+/// If two different strategies have one name.
+pub fn linked_strategies() -> Result<Registry, PlacementError> {
+    Ok(Registry::linked(STRATEGY_KIND)?)
+}
+
+/// Makes the strategy that a configuration names: a table with the key `strategy` and the
+/// strategy's settings.
+///
+/// # Errors
+///
+/// If there is no such strategy (the message lists those that are linked) or a setting is wrong.
+pub fn strategy_from_value(config: Value) -> Result<Box<dyn PlacementStrategy>, PlacementError> {
+    let Some(name) = config
+        .get("strategy")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+    else {
+        return Err(PlacementError::NoStrategyName {
+            got: config.to_string(),
+        });
+    };
+    // Asked before typetag, whose own error for an unknown tag does not know about linking.
+    linked_strategies()?.get(&name)?;
+    serde_json::from_value(config).map_err(|error| PlacementError::Settings {
+        strategy: name,
+        message: error.to_string(),
+    })
+}
+
+/// Registers a strategy: writes the `pub static DESCRIPTOR` of this module and submits it.
+///
+/// The type implements [`PlacementStrategy`] under `#[typetag::serde(name = "...")]` with the same
+/// name and derives `schemars::JsonSchema`. One module registers one strategy.
+///
+/// See the [crate's example](crate).
+#[macro_export]
+macro_rules! register_strategy {
+    ($type:ty, name: $name:literal, summary: $summary:literal, example: $example:expr $(,)?) => {
+        /// What this strategy says of itself.
+        pub static DESCRIPTOR: $crate::plugin::Descriptor = $crate::plugin::Descriptor {
+            kind: $crate::STRATEGY_KIND,
+            name: $name,
+            summary: $summary,
+            crate_name: env!("CARGO_PKG_NAME"),
+            crate_version: env!("CARGO_PKG_VERSION"),
+            schema: $crate::plugin::__private::schema::<$type>,
+            example: || {
+                let example: &dyn $crate::PlacementStrategy = &$example;
+                $crate::plugin::__private::serde_json::to_value(example).unwrap_or_default()
+            },
+        };
+
+        $crate::plugin::__private::inventory::submit! {
+            $crate::plugin::__private::Registration(&DESCRIPTOR)
+        }
+    };
+}

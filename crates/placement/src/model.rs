@@ -60,45 +60,38 @@ impl ModelPlacement {
         self.layers[0].num_ranks()
     }
 
-    /// Whether the placement answers the request: as many layers, experts and ranks, and on every
-    /// rank as many slots, in every layer.
+    /// Whether the placement has the request's layers, experts and ranks.
     ///
     /// # Errors
     ///
     /// What differs, if anything.
-    pub fn check(&self, request: &PlacementRequest<'_>) -> Result<(), PlacementError> {
-        let mismatch = |what: String, got, expected| {
-            if got == expected {
-                Ok(())
-            } else {
-                Err(PlacementError::Shape {
-                    what,
-                    got,
-                    expected,
-                })
-            }
-        };
-        mismatch(
-            "number of layers".into(),
-            self.num_layers(),
-            request.num_layers(),
-        )?;
-        mismatch(
-            "number of logical experts".into(),
+    pub fn check_shape(&self, request: &PlacementRequest<'_>) -> Result<(), PlacementError> {
+        same("number of layers", self.num_layers(), request.num_layers())?;
+        let experts = request.num_logical_experts();
+        same(
+            "number of logical experts",
             self.num_logical_experts(),
-            request.num_logical_experts(),
+            experts,
         )?;
-        mismatch(
-            "number of ranks".into(),
+        same(
+            "number of ranks",
             self.num_ranks(),
             request.topology().num_ranks(),
-        )?;
+        )
+    }
+
+    /// Whether every rank has the request's number of slots in every layer.
+    ///
+    /// # Errors
+    ///
+    /// The first rank that differs, if any.
+    pub fn check_slots(&self, request: &PlacementRequest<'_>) -> Result<(), PlacementError> {
         for (l, layer) in self.layers.iter().enumerate() {
             for (r, &slots) in request.slots_per_rank().iter().enumerate() {
                 let got = layer
                     .slot_range(Rank::new(r))
                     .map_or(0, |range| range.len());
-                mismatch(
+                same(
                     format!("number of slots of rank {r} in layer {l}"),
                     got,
                     slots,
@@ -107,6 +100,17 @@ impl ModelPlacement {
         }
         Ok(())
     }
+}
+
+fn same(what: impl Into<String>, got: usize, expected: usize) -> Result<(), PlacementError> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(PlacementError::Shape {
+        what: what.into(),
+        got,
+        expected,
+    })
 }
 
 /// A placement as it is stored, versioned.
@@ -221,7 +225,6 @@ impl TryFrom<PlacementFile> for ModelPlacement {
     }
 }
 
-/// A request for the shape that a placement has.
 impl<'a> PlacementRequest<'a> {
     /// A request for what `current` is: same layers, experts, slots per rank, with `current` as
     /// the placement in force.
@@ -242,7 +245,7 @@ impl<'a> PlacementRequest<'a> {
         )?
         .with_slots_per_rank(slots)?
         .with_current(current, MigrationBudget::Unlimited)?;
-        current.check(&request)?;
+        current.check_slots(&request)?;
         Ok(request)
     }
 }

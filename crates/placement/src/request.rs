@@ -31,6 +31,7 @@ pub struct PlacementRequest<'a> {
     num_logical_experts: usize,
     topology: &'a Topology,
     slots_per_rank: Vec<usize>,
+    slots_requested: bool,
     num_expert_groups: Option<usize>,
     load: Option<&'a ExpertLoad>,
     trace: Option<&'a LoadTrace>,
@@ -61,6 +62,7 @@ impl<'a> PlacementRequest<'a> {
             num_logical_experts,
             topology,
             slots_per_rank: even_slots(num_logical_experts, topology),
+            slots_requested: false,
             num_expert_groups: None,
             load: None,
             trace: None,
@@ -119,6 +121,7 @@ impl<'a> PlacementRequest<'a> {
             });
         }
         self.slots_per_rank = slots;
+        self.slots_requested = true;
         Ok(self)
     }
 
@@ -217,6 +220,11 @@ impl<'a> PlacementRequest<'a> {
     /// Slots of each rank, `[R]`.
     pub fn slots_per_rank(&self) -> &[usize] {
         &self.slots_per_rank
+    }
+
+    /// Whether the caller asked for these slots, rather than for the default of one per expert.
+    pub fn slots_requested(&self) -> bool {
+        self.slots_requested
     }
 
     /// The first slot of each rank and the number of slots, `[R + 1]`.

@@ -20,6 +20,8 @@ pub struct Capabilities {
     pub uses_nodes: bool,
     /// The migration budget is kept.
     pub keeps_budget: bool,
+    /// The strategy itself decides how many slots a rank has in each layer.
+    pub decides_slots: bool,
 }
 
 /// Decides which logical expert sits in which physical slot.
@@ -57,13 +59,17 @@ impl dyn PlacementStrategy {
     /// layers, experts, ranks or slots than asked for.
     pub fn plan(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
         let placement = self.place(request)?;
-        placement
-            .check(request)
-            .map_err(|error| PlacementError::Contract {
+        let mut checked = placement.check_shape(request);
+        if !self.capabilities().decides_slots {
+            checked = checked.and_then(|()| placement.check_slots(request));
+        }
+        match checked {
+            Ok(()) => Ok(placement),
+            Err(error) => Err(PlacementError::Contract {
                 strategy: self.name().to_owned(),
                 message: error.to_string(),
-            })?;
-        Ok(placement)
+            }),
+        }
     }
 }
 

@@ -1,1 +1,43 @@
-fn main() {}
+//! The command `moekit`: plan, inspect and run Mixture-of-Experts deployments.
+
+mod commands;
+mod config;
+mod error;
+mod output;
+mod planning;
+
+use clap::{Parser, Subcommand};
+
+/// Expert parallelism for Mixture-of-Experts models: plan, compare, run.
+#[derive(Parser)]
+#[command(name = "moekit", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the MoE layers of a checkpoint over the ranks of an EP group.
+    Run(Box<commands::run::Run>),
+    /// Decide which rank holds which expert.
+    Plan(Box<commands::plan::Plan>),
+    /// Show every table of one layer.
+    Map(Box<commands::map::Map>),
+    /// Show the MoE layers of a checkpoint.
+    Inspect(commands::inspect::Inspect),
+    /// List placement strategies, their settings and examples.
+    Strategies(commands::strategies::Strategies),
+}
+
+fn main() -> miette::Result<()> {
+    moekit::builtins();
+    match Cli::parse().command {
+        Command::Run(command) => command.run(),
+        Command::Plan(command) => command.run(),
+        Command::Map(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Strategies(command) => command.run(),
+    }?;
+    Ok(())
+}

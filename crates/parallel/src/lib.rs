@@ -1,1 +1,37 @@
 //! Communicators, dispatch and combine of expert parallelism.
+//!
+//! A [`Communicator`] is one rank's end of an EP group: collectives and messages over opaque
+//! [`Buffer`]s. [`CommunicatorExt`] speaks in values (`f32`, `i64`, ...) on top of it. The ranks of
+//! a [`ThreadGroup`] are threads of this process. [`EpDispatcher`] takes the tokens of a fused MoE
+//! layer from rank to rank over any communicator.
+//!
+//! ```
+//! use moekit_parallel::{CommError, Communicator, CommunicatorExt, ReduceOp, ThreadGroup};
+//!
+//! // Rank r contributes r + 1; every rank gets the sum.
+//! let sums = ThreadGroup::run(3, |comm| {
+//!     let mine = vec![comm.rank().index() as f32 + 1.0];
+//!     comm.all_reduce_values(mine, ReduceOp::Sum)
+//! })?;
+//! assert_eq!(sums, vec![vec![6.0]; 3]);
+//! # Ok::<(), moekit_parallel::GroupError>(())
+//! ```
+
+mod blocks;
+mod buffer;
+mod call;
+mod communicator;
+mod dispatch;
+mod error;
+mod reduce;
+mod thread;
+#[cfg(test)]
+mod watchdog;
+
+pub use blocks::Blocks;
+pub use buffer::Buffer;
+pub use communicator::{Communicator, CommunicatorExt, MAX_TAG};
+pub use dispatch::EpDispatcher;
+pub use error::CommError;
+pub use reduce::{ElementType, ReduceOp, Reducible};
+pub use thread::{GroupError, ThreadCommunicator, ThreadGroup};

@@ -38,4 +38,4 @@ pub use selector::{
 };
 pub use table::{NOT_LOCAL, RankTable, RoutingTable};
 pub use topology::Topology;
-pub use traits::{ExpertRouting, RoutingTableProvider};
+pub use traits::{ExpertRouting, RankView, RoutingTableProvider};

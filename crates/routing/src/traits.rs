@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::{LocalExpert, LogicalExpert, Rank, RoutingTable};
+use crate::{LocalExpert, LogicalExpert, Rank, RoutingError, RoutingTable};
 
 /// Gives out the routing table in force.
 pub trait RoutingTableProvider: Debug + Send + Sync {
@@ -76,5 +76,51 @@ pub trait ExpertRouting: Debug + Send + Sync {
             .expert_map(self.rank())
             .map(<[_]>::to_vec)
             .unwrap_or_default()
+    }
+}
+
+/// One rank's view of a fixed table, for whoever reads experts without a layer.
+///
+/// ```
+/// use std::sync::Arc;
+/// use moekit_routing::{ExpertRouting, Placement, Rank, RankView, RoutingTable, Topology};
+///
+/// let placement = Placement::from_ranks(3, &[vec![0, 1], vec![2]])?;
+/// let table = Arc::new(RoutingTable::new(placement, Topology::new(2)?, 0, 0)?);
+/// let view = RankView::new(Rank::new(1), table)?;
+/// assert_eq!(view.num_local_experts(), 1);
+/// # Ok::<(), moekit_routing::RoutingError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RankView {
+    rank: Rank,
+    table: Arc<RoutingTable>,
+}
+
+impl RankView {
+    /// The view of a rank.
+    ///
+    /// # Errors
+    ///
+    /// If the table has no such rank.
+    pub fn new(rank: Rank, table: Arc<RoutingTable>) -> Result<Self, RoutingError> {
+        if rank.index() >= table.num_ranks() {
+            return Err(RoutingError::UnknownRank {
+                group: "EP",
+                rank: rank.index(),
+                size: table.num_ranks(),
+            });
+        }
+        Ok(Self { rank, table })
+    }
+}
+
+impl ExpertRouting for RankView {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn routing_table(&self) -> Arc<RoutingTable> {
+        self.table.clone()
     }
 }

@@ -1,0 +1,49 @@
+//! DBRX: softmax over all experts, top-k, divided by their 1-norm; the experts' rows one below the
+//! other in three tensors. [DBRX](https://github.com/databricks/dbrx).
+
+use moekit_quant::{Activation, ExpertLayout, FusedTensor, MoeLayerSpec, MoeModelSpec, RouterSpec};
+use serde_json::Value;
+
+use super::common::{NUM_EXPERTS, TOP_K};
+use crate::{CheckpointError, Family, ModelConfig};
+
+pub(super) const FAMILY: Family = Family::builtin(&["dbrx"], spec);
+
+fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
+    let ffn = config.section("ffn_config")?;
+    let sizes = [
+        ffn.size(&NUM_EXPERTS)?,
+        ffn.size(&TOP_K)?,
+        config.size(&["d_model", "hidden_size"])?,
+        ffn.size(&["ffn_hidden_size"])?,
+    ];
+    // `null` says that the weights stay as they are, nothing says the default.
+    let renormalize = match ffn.value(&["moe_normalize_expert_weights"]) {
+        None => !ffn.has_key("moe_normalize_expert_weights"),
+        Some(norm) if norm.as_f64() == Some(1.0) => true,
+        Some(norm) => {
+            let what = format!("moe_normalize_expert_weights = {norm}");
+            return Err(config.unsupported(what, "1 or null"));
+        }
+    };
+    let name = ffn
+        .value(&["ffn_act_fn"])
+        .and_then(|f| f.get("name"))
+        .and_then(Value::as_str);
+    let Some(activation) = Activation::from_hidden_act(name.unwrap_or("silu"), None) else {
+        return Err(ffn.error("ffn_act_fn", "{\"name\": \"silu\"} or {\"name\": \"gelu\"}"));
+    };
+    config.layers("ffn.router.layer.weight", |index, layer| {
+        let mut router = RouterSpec::new(format!("{layer}.ffn.router.layer.weight"));
+        router.renormalize = renormalize;
+        let tensor = |name: &str| FusedTensor::parameter(format!("{layer}.ffn.experts.mlp.{name}"));
+        let experts = ExpertLayout::Stacked {
+            gate: Some(tensor("w1")),
+            up: tensor("v1"),
+            down: tensor("w2").transposed(),
+        };
+        let mut spec = MoeLayerSpec::new(index, sizes, experts, router);
+        spec.activation = activation;
+        Ok(Some(spec))
+    })
+}

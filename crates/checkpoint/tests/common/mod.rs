@@ -1,0 +1,244 @@
+//! A MoE layer in plain `f32`: the formulas of `RouterSpec` and `ExpertMlp`, one number at a time.
+
+use std::sync::Arc;
+
+use moekit_quant::{
+    Activation, ExpertLinear, ExpertMlp, ExpertWeights, GroupScore, MoeLayerSpec, RouterSpec,
+    ScoringFunction, TensorSource, TopKSelection, read_floats,
+};
+use moekit_routing::{ExpertRouting, Placement, Rank, RoutingTable, Topology};
+
+/// The view of one rank on a table.
+#[derive(Debug)]
+pub struct OneRank(pub Rank, pub Arc<RoutingTable>);
+
+impl ExpertRouting for OneRank {
+    fn rank(&self) -> Rank {
+        self.0
+    }
+
+    fn routing_table(&self) -> Arc<RoutingTable> {
+        Arc::clone(&self.1)
+    }
+}
+
+/// Every rank of a placement.
+pub fn ranks(num_experts: usize, slots: &[Vec<usize>], num_shared: usize) -> Vec<OneRank> {
+    let placement = Placement::from_ranks(num_experts, slots).unwrap();
+    let topology = Topology::new(slots.len()).unwrap();
+    let table = Arc::new(RoutingTable::new(placement, topology, num_shared, 0).unwrap());
+    (0..slots.len())
+        .map(|rank| OneRank(Rank::new(rank), Arc::clone(&table)))
+        .collect()
+}
+
+fn linear(linear: &ExpertLinear, x: &[f32]) -> Vec<f32> {
+    let mut row = vec![0.0; linear.weight.cols()];
+    (0..linear.weight.rows())
+        .map(|r| {
+            linear.weight.dequantize_row(r, &mut row).unwrap();
+            let bias = linear.bias.as_ref().map_or(0.0, |b| b[r]);
+            row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + bias
+        })
+        .collect()
+}
+
+pub fn mlp(expert: &ExpertMlp, activation: Activation, x: &[f32]) -> Vec<f32> {
+    let up = linear(&expert.up, x);
+    let gate = match &expert.gate {
+        Some(gate) => linear(gate, x),
+        None => up.clone(),
+    };
+    let inner: Vec<f32> = gate
+        .iter()
+        .zip(&up)
+        .map(|(&g, &u)| activation.apply(g, u))
+        .collect();
+    linear(&expert.down, &inner)
+}
+
+/// Descending, ties to the lowest index.
+fn order(scores: &[f32]) -> Vec<usize> {
+    let mut ids: Vec<usize> = (0..scores.len()).collect();
+    ids.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    ids
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exp: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
+    let sum: f32 = exp.iter().sum();
+    exp.iter().map(|e| e / sum).collect()
+}
+
+fn score(scoring: ScoringFunction, logits: &[f32]) -> Vec<f32> {
+    match scoring {
+        ScoringFunction::Softmax => softmax(logits),
+        ScoringFunction::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+        _ => logits.iter().map(|l| l.exp().ln_1p().sqrt()).collect(),
+    }
+}
+
+fn sparse_mixer(logits: &[f32], k: usize, epsilon: f32) -> Vec<(usize, f32)> {
+    let mut left = logits.to_vec();
+    (0..k)
+        .map(|_| {
+            let best = order(&left)[0];
+            let max = left[best];
+            let masked: Vec<f32> = logits
+                .iter()
+                .zip(&left)
+                .map(
+                    |(&l, &left)| match (max - l) / l.abs().max(max) > 2.0 * epsilon {
+                        true => f32::NEG_INFINITY,
+                        false => left,
+                    },
+                )
+                .collect();
+            left[best] = f32::NEG_INFINITY;
+            (best, softmax(&masked)[best])
+        })
+        .collect()
+}
+
+/// The experts of a token and their weights.
+pub fn route(spec: &MoeLayerSpec, logits: &[f32], correction: &[f32]) -> Vec<(usize, f32)> {
+    let router = &spec.router;
+    let scores = match router.selection {
+        TopKSelection::SparseMixer { epsilon } => {
+            return sparse_mixer(logits, spec.top_k, epsilon);
+        }
+        TopKSelection::TopKThenScores => logits.to_vec(),
+        _ => score(router.scoring, logits),
+    };
+    let mut choice: Vec<f32> = scores.iter().zip(correction).map(|(s, c)| s + c).collect();
+    keep_best_groups(router, &mut choice);
+    let ids = &order(&choice)[..spec.top_k];
+    let mut weights: Vec<f32> = ids.iter().map(|&id| scores[id]).collect();
+    if router.selection == TopKSelection::TopKThenScores {
+        weights = score(router.scoring, &weights);
+    }
+    if router.renormalize {
+        let sum: f32 = weights.iter().sum();
+        weights.iter_mut().for_each(|w| *w /= sum);
+    }
+    let scaling = router.routed_scaling_factor;
+    ids.iter()
+        .copied()
+        .zip(weights.iter().map(|w| w * scaling))
+        .collect()
+}
+
+fn keep_best_groups(router: &RouterSpec, choice: &mut [f32]) {
+    let Some(groups) = router.groups else {
+        return;
+    };
+    let size = choice.len() / groups.num_groups;
+    let group_scores: Vec<f32> = choice
+        .chunks(size)
+        .map(|group| {
+            let best = order(group);
+            match groups.score {
+                GroupScore::Top2Sum => group[best[0]] + group[best[1]],
+                _ => group[best[0]],
+            }
+        })
+        .collect();
+    for &group in &order(&group_scores)[groups.top_groups..] {
+        choice[group * size..][..size].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// What a layer makes of its tokens.
+pub struct Output {
+    /// `[T][H]`
+    pub rows: Vec<Vec<f32>>,
+    /// `[T][k]`
+    pub routed: Vec<Vec<(usize, f32)>>,
+}
+
+/// The layer, summed over all ranks; `x` is `[T][H]`.
+pub fn forward(
+    spec: &MoeLayerSpec,
+    tensors: &dyn TensorSource,
+    ranks: &[(OneRank, ExpertWeights)],
+    x: &[Vec<f32>],
+) -> Output {
+    let (num_experts, hidden) = (spec.num_experts, spec.hidden_size);
+    let gate = read_floats(tensors, &spec.router.weight, num_experts * hidden).unwrap();
+    let vector = |name: &Option<String>| match name {
+        Some(name) => read_floats(tensors, name, num_experts).unwrap(),
+        None => vec![0.0; num_experts],
+    };
+    let (bias, correction) = (
+        vector(&spec.router.bias),
+        vector(&spec.router.correction_bias),
+    );
+    let mut output = Output {
+        rows: Vec::new(),
+        routed: Vec::new(),
+    };
+    for x in x {
+        let logits: Vec<f32> = gate
+            .chunks(hidden)
+            .zip(&bias)
+            .map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + b)
+            .collect();
+        let routed = route(spec, &logits, &correction);
+        let mut row = shared(spec, tensors, &ranks[0], x);
+        for &(id, weight) in &routed {
+            let expert = find(ranks, id);
+            let on_input = spec.router.weight_on_input;
+            let scaled: Vec<f32> = x
+                .iter()
+                .map(|x| if on_input { x * weight } else { *x })
+                .collect();
+            let weight = if on_input { 1.0 } else { weight };
+            for (out, y) in row.iter_mut().zip(mlp(expert, spec.activation, &scaled)) {
+                *out += weight * y;
+            }
+        }
+        output.rows.push(row);
+        output.routed.push(routed);
+    }
+    output
+}
+
+/// The last replica, so that more than the first rank is looked at.
+fn find(ranks: &[(OneRank, ExpertWeights)], id: usize) -> &ExpertMlp {
+    ranks
+        .iter()
+        .rev()
+        .find_map(|(rank, weights)| {
+            let slot = rank.map_global_to_local(id as i64)?;
+            Some(&*weights.experts[slot.index()])
+        })
+        .unwrap()
+}
+
+fn shared(
+    spec: &MoeLayerSpec,
+    tensors: &dyn TensorSource,
+    (rank, weights): &(OneRank, ExpertWeights),
+    x: &[f32],
+) -> Vec<f32> {
+    let mut row = vec![0.0; spec.hidden_size];
+    let Some(shared) = &spec.shared else {
+        return row;
+    };
+    let gate = match &shared.gate {
+        Some(gate) => {
+            let gate = read_floats(tensors, gate, spec.hidden_size).unwrap();
+            let logit: f32 = gate.iter().zip(x).map(|(g, x)| g * x).sum();
+            1.0 / (1.0 + (-logit).exp())
+        }
+        None => 1.0,
+    };
+    let fused = weights.experts.iter().rev().take(rank.num_shared_experts());
+    for expert in fused.chain(&weights.shared) {
+        for (out, y) in row.iter_mut().zip(mlp(expert, spec.activation, x)) {
+            *out += gate * shared.scaling * y;
+        }
+    }
+    row
+}

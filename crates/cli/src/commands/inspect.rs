@@ -1,0 +1,223 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use moekit::checkpoint::Checkpoint;
+use moekit::quant::{
+    Activation, ExpertWeights, MoeLayerSpec, QuantBackend, RouterSpec, SharedExpertsSpec,
+    backend_for,
+};
+use moekit::routing::{ExpertRouting, Placement, Rank, RankView, RoutingTable, Topology};
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::output::{print_json, print_line};
+use crate::planning::{GroupOptions, ReportOptions};
+
+/// Arguments of `moekit inspect`.
+#[derive(Args)]
+pub(crate) struct Inspect {
+    /// A Hugging Face checkpoint directory
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    group: GroupOptions,
+    #[command(flatten)]
+    report: ReportOptions,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model_type: String,
+    quant_method: String,
+    dtype: Option<String>,
+    hidden_size: usize,
+    num_layers: usize,
+    ranks: usize,
+    strategy: String,
+    layers: Vec<LayerReport>,
+}
+
+#[derive(Serialize)]
+struct LayerReport {
+    layer: usize,
+    num_experts: usize,
+    top_k: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    router: RouterSpec,
+    activation: Activation,
+    shared: Option<SharedExpertsSpec>,
+    /// How the weights of the routed experts are stored; several if experts differ.
+    formats: Vec<String>,
+    /// Of the largest routed expert.
+    bytes_per_expert: usize,
+    bytes_per_rank: Vec<usize>,
+    /// Why the layer cannot be loaded, if it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unsupported: Option<String>,
+}
+
+impl Inspect {
+    pub(crate) fn run(self) -> Result<()> {
+        let checkpoint = Checkpoint::open(&self.checkpoint)?;
+        let model = checkpoint.model()?;
+        let backend = backend_for(checkpoint.quantization_config())?;
+        let topology = self.group.topology()?;
+        let layers = model
+            .layers
+            .iter()
+            .map(|layer| self.layer(layer, &checkpoint, backend.as_ref(), &topology))
+            .collect::<Result<_>>()?;
+        let report = Report {
+            model_type: model.model_type,
+            quant_method: backend.name().to_owned(),
+            dtype: model.dtype,
+            hidden_size: model.hidden_size,
+            num_layers: model.num_layers,
+            ranks: topology.num_ranks(),
+            strategy: self.group.strategy_name().to_owned(),
+            layers,
+        };
+        if self.report.json {
+            print_json(&report)
+        } else {
+            print_line(&report.lines())
+        }
+    }
+
+    fn layer(
+        &self,
+        spec: &MoeLayerSpec,
+        checkpoint: &Checkpoint,
+        backend: &dyn QuantBackend,
+        topology: &Topology,
+    ) -> Result<LayerReport> {
+        let request = self.group.request(1, spec.num_experts, topology)?;
+        let plan = self.group.strategy()?.plan(&request)?;
+        // Views of a mapped file: no weight is read.
+        let loaded = spec.check().and_then(|()| {
+            backend.load_experts(spec, checkpoint, &one_rank(spec.num_experts)?)
+        });
+        let (sizes, formats) = match &loaded {
+            Ok(weights) => (expert_bytes(weights), formats(weights)),
+            Err(_) => (vec![0; spec.num_experts], Vec::new()),
+        };
+        Ok(LayerReport {
+            layer: spec.layer,
+            num_experts: spec.num_experts,
+            top_k: spec.top_k,
+            hidden_size: spec.hidden_size,
+            intermediate_size: spec.intermediate_size,
+            router: spec.router.clone(),
+            activation: spec.activation,
+            shared: spec.shared.clone(),
+            formats,
+            bytes_per_expert: sizes.iter().copied().max().unwrap_or(0),
+            bytes_per_rank: bytes_per_rank(&plan.layers()[0], &sizes),
+            unsupported: loaded.err().map(|error| error.to_string()),
+        })
+    }
+}
+
+/// All experts on one rank, in order.
+fn one_rank(num_experts: usize) -> Result<impl ExpertRouting, moekit::quant::QuantError> {
+    let placement = Placement::new(num_experts, (0..num_experts).collect(), vec![0, num_experts])?;
+    let table = RoutingTable::new(placement, Topology::new(1)?, 0, 0)?;
+    Ok(RankView::new(Rank::new(0), Arc::new(table))?)
+}
+
+fn expert_bytes(weights: &ExpertWeights) -> Vec<usize> {
+    weights.experts.iter().map(|expert| expert.num_bytes()).collect()
+}
+
+/// The distinct formats of the experts' codes and scales.
+fn formats(weights: &ExpertWeights) -> Vec<String> {
+    let mut formats: Vec<String> = Vec::new();
+    for linear in weights.experts.iter().flat_map(|expert| expert.linears()) {
+        let weight = &linear.weight;
+        let mut name = weight.format().name().to_owned();
+        if let Some(scales) = weight.scales() {
+            let [rows, cols] = scales.block();
+            name += &format!(", {} scales per {rows}x{cols}", scales.format().name());
+        }
+        if !formats.contains(&name) {
+            formats.push(name);
+        }
+    }
+    formats
+}
+
+/// Bytes of the distinct experts of each rank.
+fn bytes_per_rank(placement: &Placement, sizes: &[usize]) -> Vec<usize> {
+    (0..placement.num_ranks())
+        .map(|rank| {
+            let mut experts = placement.experts_of(Rank::new(rank)).unwrap_or_default().to_vec();
+            experts.sort_unstable();
+            experts.dedup();
+            experts.iter().map(|e| sizes[e.index()]).sum()
+        })
+        .collect()
+}
+
+impl Report {
+    fn lines(&self) -> String {
+        let mut lines = vec![format!(
+            "{}: {} of {} layers are MoE layers, hidden size {}, {}, {}",
+            self.model_type,
+            self.layers.len(),
+            self.num_layers,
+            self.hidden_size,
+            self.quant_method,
+            self.dtype.as_deref().unwrap_or("no dtype named"),
+        )];
+        for layer in &self.layers {
+            lines.push(format!(
+                "layer {}: {} experts, top-{}, intermediate size {}, {} per expert ({})",
+                layer.layer,
+                layer.num_experts,
+                layer.top_k,
+                layer.intermediate_size,
+                bytes(layer.bytes_per_expert),
+                layer.formats.join("; "),
+            ));
+            lines.push(format!("  router      {}", describe_router(&layer.router)));
+            lines.push(format!("  activation  {:?}", layer.activation));
+            if let Some(shared) = &layer.shared {
+                let gated = if shared.gate.is_some() { ", gated" } else { "" };
+                lines.push(format!("  shared      {} wide{gated}", shared.intermediate_size));
+            }
+            let per_rank: Vec<_> = layer.bytes_per_rank.iter().map(|&b| bytes(b)).collect();
+            lines.push(format!("  per rank    {} ({})", per_rank.join(", "), self.strategy));
+            if let Some(reason) = &layer.unsupported {
+                lines.push(format!("  not supported: {reason}"));
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+fn describe_router(router: &RouterSpec) -> String {
+    let mut parts = vec![format!("{:?}, {:?}", router.scoring, router.selection)];
+    if let Some(groups) = router.groups {
+        parts.push(format!("{} of {} groups by {:?}", groups.top_groups, groups.num_groups, groups.score));
+    }
+    for (set, what) in [
+        (router.renormalize, "renormalized"),
+        (router.bias.is_some(), "bias"),
+        (router.correction_bias.is_some(), "correction bias"),
+        (router.weight_on_input, "weight on input"),
+    ] {
+        if set {
+            parts.push(what.to_owned());
+        }
+    }
+    if router.routed_scaling_factor != 1.0 {
+        parts.push(format!("times {}", router.routed_scaling_factor));
+    }
+    parts.join(", ")
+}
+
+/// A size for people, in binary units.
+pub(crate) fn bytes(n: usize) -> String {
+    indicatif::HumanBytes(n as u64).to_string()
+}

@@ -1,0 +1,179 @@
+//! Configuration files: everything that the flags of a command hold, in TOML; flags win.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{CliError, Result};
+
+/// One `--set key=value`.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    key: String,
+    value: Value,
+}
+
+/// Reads `key=value`. The value is TOML (`true`, `3`, `"text"`, `[1, 2]`); what is not is text.
+pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.trim().is_empty())
+        .ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
+        .ok()
+        .and_then(|table| serde_json::to_value(table.get("v")?).ok());
+    Ok(Setting {
+        key: key.trim().to_owned(),
+        value: parsed.unwrap_or_else(|| Value::String(value.to_owned())),
+    })
+}
+
+/// Settings are a list on the command line and a table in a file.
+pub(crate) mod settings {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_json::{Map, Value};
+
+    use super::Setting;
+
+    pub(crate) fn serialize<S: Serializer>(list: &[Setting], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(list.iter().map(|s| (&s.key, &s.value)))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Setting>, D::Error> {
+        let map = Map::<String, Value>::deserialize(deserializer)?;
+        Ok(map.into_iter().map(|(key, value)| Setting { key, value }).collect())
+    }
+}
+
+/// The configuration of a strategy from its name and settings.
+pub(crate) fn strategy_config(name: &str, settings: &[Setting]) -> Value {
+    let mut config = Map::new();
+    config.insert("strategy".to_owned(), Value::String(name.to_owned()));
+    for setting in settings {
+        config.insert(setting.key.clone(), setting.value.clone());
+    }
+    Value::Object(config)
+}
+
+/// Fills what the flags leave open from a TOML file.
+///
+/// # Arguments
+///
+/// - `paths` - keys that are paths; in a file they are relative to the file.
+pub(crate) fn merge<T>(flags: &T, file: &Path, paths: &[&str]) -> Result<T>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let text = std::fs::read_to_string(file).map_err(|e| CliError::file(file, e))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| CliError::file(file, e))?;
+    // Without the flags first, so that a fault of the file is reported as one of the file.
+    let known = to_map(&table.clone().try_into::<T>().map_err(|e| CliError::file(file, e))?)?;
+    let mut config = to_map(&table)?;
+    if let Some(key) = config.keys().find(|key| !known.contains_key(*key)) {
+        let message = format!("unknown key `{key}`; the keys are the flags of the command, without `--`");
+        return Err(CliError::file(file, message));
+    }
+    let directory = file.parent().unwrap_or(Path::new("."));
+    for key in paths {
+        if let Some(Value::String(path)) = config.get_mut(*key) {
+            *path = directory.join(PathBuf::from(&*path)).display().to_string();
+        }
+    }
+    overlay(&mut config, to_map(flags)?);
+    serde_json::from_value(Value::Object(config)).map_err(|e| CliError::file(file, e))
+}
+
+fn to_map(options: &impl Serialize) -> Result<Map<String, Value>> {
+    match serde_json::to_value(options) {
+        Ok(Value::Object(map)) => Ok(map),
+        other => Err(CliError::usage(format!("options are not a table: {other:?}"))),
+    }
+}
+
+/// Lays flags over a configuration. Another strategy than the file's does not inherit its settings.
+fn overlay(config: &mut Map<String, Value>, flags: Map<String, Value>) {
+    if flags.get("strategy").is_some_and(|name| config.get("strategy") != Some(name)) {
+        config.remove("set");
+    }
+    for (key, value) in flags {
+        match (config.get_mut(&key), value) {
+            (Some(Value::Object(under)), Value::Object(over)) => under.extend(over),
+            (_, value) => {
+                config.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Default, Serialize, Deserialize)]
+    #[serde(default)]
+    struct Options {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        strategy: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ranks: Option<usize>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        load: Option<PathBuf>,
+        #[serde(with = "settings", skip_serializing_if = "Vec::is_empty")]
+        set: Vec<Setting>,
+    }
+
+    fn merged(text: &str, flags: &Options) -> Result<Options> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("c.toml");
+        std::fs::write(&file, text).unwrap();
+        merge(flags, &file, &["load"])
+    }
+
+    const FILE: &str = "strategy = 'eplb'\nranks = 4\nload = 'l.json'\n[set]\nmode = 'auto'\nx = 1";
+
+    #[test]
+    fn flags_win_and_settings_mix() {
+        let flags = Options {
+            ranks: Some(2),
+            set: vec![parse_setting("x=2").unwrap(), parse_setting("y=[1]").unwrap()],
+            ..Options::default()
+        };
+        let options = merged(FILE, &flags).unwrap();
+        assert_eq!((options.ranks, options.strategy.as_deref()), (Some(2), Some("eplb")));
+        assert!(options.load.unwrap().is_absolute(), "relative to the file");
+        assert_eq!(
+            strategy_config("eplb", &options.set),
+            json!({"strategy": "eplb", "mode": "auto", "x": 2, "y": [1]})
+        );
+    }
+
+    #[test]
+    fn another_strategy_does_not_inherit_settings() {
+        let flags = Options { strategy: Some("linear".into()), ..Options::default() };
+        assert!(merged(FILE, &flags).unwrap().set.is_empty());
+    }
+
+    #[test]
+    fn faults_name_the_file() {
+        for text in ["rank = 3", "ranks = 'x'", "ranks = "] {
+            let error = merged(text, &Options::default()).unwrap_err().to_string();
+            assert!(error.contains("c.toml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_are_toml_or_text() {
+        let value = |text| parse_setting(text).unwrap().value;
+        assert_eq!(value("a=true"), json!(true));
+        assert_eq!(value("a=0.5"), json!(0.5));
+        assert_eq!(value("a=global"), json!("global"));
+        assert_eq!(value("a=b=c"), json!("b=c"));
+        assert!(parse_setting("a").is_err());
+        assert!(parse_setting("=1").is_err());
+    }
+}

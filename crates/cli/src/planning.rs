@@ -1,0 +1,72 @@
+//! What the commands that place experts share: the flags, and the request that they make.
+
+use clap::Args;
+use moekit::placement::{PlacementRequest, PlacementStrategy, Topology, strategy_from_value};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Setting, parse_setting, settings, strategy_config};
+use crate::error::Result;
+
+/// The EP group and the strategy.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct GroupOptions {
+    /// Ranks of the EP group [default: 1]
+    #[arg(long, value_name = "R")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ranks: Option<usize>,
+    /// Nodes that the ranks sit on [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nodes: Option<usize>,
+    /// Placement strategy, see `moekit strategies list` [default: linear]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) strategy: Option<String>,
+    /// A setting of the strategy; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
+    #[serde(with = "settings", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) set: Vec<Setting>,
+    /// Slots beyond one per logical expert, over all ranks
+    #[arg(long, value_name = "K")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) redundant: Option<usize>,
+}
+
+impl GroupOptions {
+    pub(crate) fn topology(&self) -> Result<Topology> {
+        Ok(Topology::new(self.ranks.unwrap_or(1))?.with_nodes(self.nodes.unwrap_or(1))?)
+    }
+
+    pub(crate) fn strategy_name(&self) -> &str {
+        self.strategy.as_deref().unwrap_or("linear")
+    }
+
+    pub(crate) fn strategy(&self) -> Result<Box<dyn PlacementStrategy>> {
+        Ok(strategy_from_value(strategy_config(self.strategy_name(), &self.set))?)
+    }
+
+    /// A request for `layers` layers of `experts` experts.
+    pub(crate) fn request<'a>(
+        &self,
+        layers: usize,
+        experts: usize,
+        topology: &'a Topology,
+    ) -> Result<PlacementRequest<'a>> {
+        let request = PlacementRequest::new(layers, experts, topology)?;
+        Ok(match self.redundant {
+            Some(redundant) => request.with_redundant_experts(redundant)?,
+            None => request,
+        })
+    }
+}
+
+/// How a command reports.
+#[derive(Args, Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ReportOptions {
+    /// Print one JSON document on stdout, and nothing else
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,10 @@
+//! Ranks as threads of one process.
+
+mod communicator;
+mod group;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use communicator::ThreadCommunicator;
+pub use group::{GroupError, ThreadGroup};

@@ -1,0 +1,193 @@
+use bytes::Bytes;
+
+use crate::{QuantError, ScaleFormat};
+
+/// Scales (or zero points) of a matrix: one per block of `block[0] × block[1]` weights.
+///
+/// One form for all: per tensor `[N, K]`, per channel `[1, K]`, per group `[1, g]`, per block
+/// `[bn, bk]`. The last block of a row or column of blocks may be partial. A matrix that is cut out
+/// of a larger one may begin within a block: weight `(r, c)` belongs to block
+/// `((r + phase[0]) / block[0], (c + phase[1]) / block[1])`.
+#[derive(Clone, Debug)]
+pub struct ScaleGrid {
+    format: ScaleFormat,
+    shape: [usize; 2],
+    block: [usize; 2],
+    phase: [usize; 2],
+    strides: [usize; 2],
+    bytes: Bytes,
+}
+
+impl ScaleGrid {
+    /// A grid over little-endian bytes.
+    ///
+    /// # Arguments
+    ///
+    /// - `shape` - blocks along rows and columns.
+    /// - `block` - weights of a block along rows and columns.
+    /// - `strides` - bytes from one block to the next along rows and columns; 0 repeats one scale.
+    ///
+    /// # Errors
+    ///
+    /// If a size is 0 or the bytes end before the last scale.
+    pub fn new(
+        format: ScaleFormat,
+        shape: [usize; 2],
+        block: [usize; 2],
+        strides: [usize; 2],
+        bytes: Bytes,
+    ) -> Result<Self, QuantError> {
+        let error = |reason: String| QuantError::matrix(shape, format.name(), reason);
+        if shape.contains(&0) || block.contains(&0) {
+            return Err(error(format!(
+                "a grid of scales needs at least one block of at least one weight, got blocks of {block:?}"
+            )));
+        }
+        let end = span(shape, strides, format.bytes());
+        if end.is_none_or(|end| end > bytes.len()) {
+            return Err(error(format!(
+                "{} bytes of scales do not reach strides of {strides:?} bytes",
+                bytes.len()
+            )));
+        }
+        Ok(Self {
+            format,
+            shape,
+            block,
+            phase: [0, 0],
+            strides,
+            bytes,
+        })
+    }
+
+    /// One scale for a whole matrix of `[rows, cols]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ScaleGrid::new`].
+    pub fn per_tensor(
+        format: ScaleFormat,
+        matrix: [usize; 2],
+        bytes: Bytes,
+    ) -> Result<Self, QuantError> {
+        Self::new(format, [1, 1], matrix, [0, 0], bytes)
+    }
+
+    /// The same scales for a matrix whose first weight is number `phase` of its block.
+    #[must_use]
+    pub fn with_phase(mut self, phase: [usize; 2]) -> Self {
+        self.phase = phase;
+        self
+    }
+
+    /// How a scale is stored.
+    pub fn format(&self) -> ScaleFormat {
+        self.format
+    }
+
+    /// Blocks along rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Weights of a block along rows and columns.
+    pub fn block(&self) -> [usize; 2] {
+        self.block
+    }
+
+    /// Where in its block the first weight lies.
+    pub fn phase(&self) -> [usize; 2] {
+        self.phase
+    }
+
+    /// Bytes from one block to the next along rows and columns.
+    pub fn strides(&self) -> [usize; 2] {
+        self.strides
+    }
+
+    /// The bytes, from the first block on.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Bytes that the distinct scales take.
+    pub fn num_bytes(&self) -> usize {
+        let distinct = |axis: usize| match self.strides[axis] {
+            0 => 1,
+            _ => self.shape[axis],
+        };
+        distinct(0) * distinct(1) * self.format.bytes()
+    }
+
+    /// The scale of a block, `None` if there is no such block.
+    pub fn get(&self, block_row: usize, block_col: usize) -> Option<f32> {
+        if block_row >= self.shape[0] || block_col >= self.shape[1] {
+            return None;
+        }
+        let at = block_row * self.strides[0] + block_col * self.strides[1];
+        self.format.decode(self.bytes.get(at..)?)
+    }
+
+    /// The scale of weight `(row, col)`, `None` if the grid does not reach it.
+    pub fn at(&self, row: usize, col: usize) -> Option<f32> {
+        self.get(self.block_of(0, row), self.block_of(1, col))
+    }
+
+    /// The block of index `index` along an axis (0 rows, 1 columns).
+    pub(crate) fn block_of(&self, axis: usize, index: usize) -> usize {
+        index.saturating_add(self.phase[axis]) / self.block[axis]
+    }
+
+    pub(crate) fn covers(&self, rows: usize, cols: usize) -> bool {
+        self.block_of(0, rows.saturating_sub(1)) < self.shape[0]
+            && self.block_of(1, cols.saturating_sub(1)) < self.shape[1]
+    }
+}
+
+/// End of the last element of a strided view; `None` if the sizes overflow.
+pub(crate) fn span(shape: [usize; 2], strides: [usize; 2], last: usize) -> Option<usize> {
+    let rows = (shape[0].checked_sub(1)?).checked_mul(strides[0])?;
+    let cols = (shape[1].checked_sub(1)?).checked_mul(strides[1])?;
+    rows.checked_add(cols)?.checked_add(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn f32s(values: &[f32]) -> Bytes {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn partial_edge_blocks_and_phase() {
+        let bytes = f32s(&[1.0, 2.0, 3.0, 4.0]);
+        let grid = ScaleGrid::new(ScaleFormat::F32, [2, 2], [4, 3], [8, 4], bytes).unwrap();
+        assert_eq!(grid.at(3, 2), Some(1.0));
+        assert_eq!(grid.at(4, 3), Some(4.0));
+        assert_eq!(grid.at(8, 0), None);
+        assert!(grid.covers(5, 4) && !grid.covers(9, 4) && !grid.covers(5, 7));
+        let cut = grid.with_phase([3, 1]);
+        assert_eq!(cut.at(0, 0), Some(1.0));
+        assert_eq!(cut.at(1, 2), Some(4.0));
+    }
+
+    #[test]
+    fn one_scale_for_all() {
+        let grid = ScaleGrid::per_tensor(ScaleFormat::F32, [5, 7], f32s(&[0.5])).unwrap();
+        assert_eq!(grid.at(4, 6), Some(0.5));
+        assert_eq!(grid.num_bytes(), 4);
+    }
+
+    #[test]
+    fn too_few_bytes_are_refused() {
+        let grid = |shape, strides| {
+            ScaleGrid::new(ScaleFormat::F32, shape, [1, 1], strides, f32s(&[1.0; 4]))
+        };
+        assert!(grid([2, 2], [8, 4]).is_ok());
+        assert!(grid([2, 2], [12, 4]).is_err());
+        assert!(grid([0, 2], [8, 4]).is_err());
+        assert!(grid([usize::MAX, 2], [8, 4]).is_err());
+        assert!(ScaleGrid::new(ScaleFormat::F32, [1, 1], [0, 1], [0, 0], f32s(&[1.0])).is_err());
+    }
+}

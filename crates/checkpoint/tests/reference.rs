@@ -6,14 +6,19 @@ use std::path::{Path, PathBuf};
 
 use common::{OneRank, Output, forward, ranks};
 use moekit_checkpoint::Checkpoint;
-use moekit_quant::{ExpertWeights, MoeLayerSpec, TensorSource, backend_for};
+use moekit_quant::{CountingSource, ExpertWeights, MoeLayerSpec, TensorSource, backend_for};
 use moekit_quant_unquantized as _;
 
 /// Frobenius-relative error of a layer's output.
 const TOLERANCE: f64 = 1e-4;
+/// Absolute error of a routing weight.
+const WEIGHT_TOLERANCE: f32 = 1e-5;
 
-/// Directories of checkpoints, as far as they are there.
-fn checkpoints() -> Vec<PathBuf> {
+/// What is wrong with a checkpoint.
+type Failure = Box<dyn std::error::Error>;
+
+/// Directories of checkpoints, as far as they are there; `MOEKIT_CHECKPOINTS` names one more.
+fn directories() -> Vec<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let roots = [
         "examples/checkpoints",
@@ -33,29 +38,97 @@ fn checkpoints() -> Vec<PathBuf> {
     found
 }
 
-/// The tensors of `reference.safetensors` as `f32` rows.
-struct Reference(Vec<u8>);
+/// Runs a check on every MoE layer of every checkpoint; all failures are told at once.
+fn every_layer(check: fn(&Checkpoint, &MoeLayerSpec) -> Result<(), Failure>) {
+    let mut failures = Vec::new();
+    let mut layers = 0;
+    for dir in directories() {
+        let mut check_all = || -> Result<(), Failure> {
+            let checkpoint = Checkpoint::open(&dir)?;
+            for layer in &checkpoint.model()?.layers {
+                layers += 1;
+                check(&checkpoint, layer)
+                    .map_err(|failure| format!("layer {}: {failure}", layer.layer))?;
+            }
+            Ok(())
+        };
+        if let Err(failure) = check_all() {
+            failures.push(format!("{}: {failure}", dir.display()));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    // The checkpoints of `examples/` are part of the repository.
+    assert!(layers >= 4, "{layers}");
+}
+
+/// The tensors of `reference.safetensors` of one layer.
+struct Reference {
+    bytes: Vec<u8>,
+    layer: usize,
+}
 
 impl Reference {
-    fn rows(&self, name: &str) -> Vec<Vec<f32>> {
+    fn read(checkpoint: &Checkpoint, layer: usize) -> Result<Self, Failure> {
+        let bytes = std::fs::read(checkpoint.dir().join("reference.safetensors"))?;
+        Ok(Self { bytes, layer })
+    }
+
+    fn rows(&self, name: &str) -> Result<Vec<Vec<f32>>, Failure> {
         self.chunks(name, 4, |b| f32::from_le_bytes(b.try_into().unwrap()))
     }
 
-    fn ids(&self, name: &str) -> Vec<Vec<usize>> {
+    fn ids(&self, name: &str) -> Result<Vec<Vec<usize>>, Failure> {
         self.chunks(name, 8, |b| {
             i64::from_le_bytes(b.try_into().unwrap()) as usize
         })
     }
 
-    fn chunks<T>(&self, name: &str, size: usize, value: fn(&[u8]) -> T) -> Vec<Vec<T>> {
-        let tensors = safetensors::SafeTensors::deserialize(&self.0).unwrap();
-        let tensor = tensors.tensor(name).unwrap();
+    fn chunks<T>(
+        &self,
+        name: &str,
+        size: usize,
+        value: fn(&[u8]) -> T,
+    ) -> Result<Vec<Vec<T>>, Failure> {
+        let tensors = safetensors::SafeTensors::deserialize(&self.bytes)?;
+        let tensor = tensors.tensor(&format!("layers.{}.{name}", self.layer))?;
         let row = tensor.shape()[1] * size;
-        tensor
-            .data()
-            .chunks(row)
+        let rows = tensor.data().chunks(row);
+        Ok(rows
             .map(|row| row.chunks(size).map(value).collect())
-            .collect()
+            .collect())
+    }
+
+    /// Experts, their weights and the output are those of the original.
+    fn compare(&self, output: &Output) -> Result<(), Failure> {
+        let originals = self
+            .ids("topk_ids")?
+            .into_iter()
+            .zip(self.rows("topk_weights")?);
+        for (got, (ids, weights)) in output.routed.iter().zip(originals) {
+            let mut got = got.clone();
+            let mut want: Vec<_> = ids.into_iter().zip(weights).collect();
+            got.sort_by_key(|(id, _)| *id);
+            want.sort_by_key(|(id, _)| *id);
+            let same = got
+                .iter()
+                .zip(&want)
+                .all(|((id, weight), (want_id, want_weight))| {
+                    id == want_id && (weight - want_weight).abs() <= WEIGHT_TOLERANCE
+                });
+            if !same {
+                return Err(format!("routed to {got:?}, expected {want:?}").into());
+            }
+        }
+        let want = self.rows("output")?;
+        let (mut error, mut norm) = (0.0, 0.0);
+        for (got, want) in output.rows.iter().flatten().zip(want.iter().flatten()) {
+            error += f64::from(got - want).powi(2);
+            norm += f64::from(*want).powi(2);
+        }
+        match (error / norm).sqrt() {
+            relative if relative <= TOLERANCE => Ok(()),
+            relative => Err(format!("relative error {relative:e}").into()),
+        }
     }
 }
 
@@ -63,13 +136,13 @@ fn load(
     checkpoint: &Checkpoint,
     layer: &MoeLayerSpec,
     ranks: Vec<OneRank>,
-) -> Vec<(OneRank, ExpertWeights)> {
-    let backend = backend_for(checkpoint.quantization_config()).unwrap();
+) -> Result<Vec<(OneRank, ExpertWeights)>, Failure> {
+    let backend = backend_for(checkpoint.quantization_config())?;
     ranks
         .into_iter()
         .map(|rank| {
-            let weights = backend.load_experts(layer, checkpoint, &rank).unwrap();
-            (rank, weights)
+            let weights = backend.load_experts(layer, checkpoint, &rank)?;
+            Ok((rank, weights))
         })
         .collect()
 }
@@ -77,139 +150,85 @@ fn load(
 /// Slots of ranks: all on one, not contiguous on three, with replicas and an empty rank on four.
 fn placements(num_experts: usize) -> [Vec<Vec<usize>>; 3] {
     let all: Vec<usize> = (0..num_experts).collect();
-    let strided = (0..3).map(|r| all.iter().copied().filter(|e| e % 3 == r).collect());
-    let mut replicated = all.clone();
-    replicated.push(0);
+    let strided = |r| all.iter().copied().filter(|e| e % 3 == r).collect();
+    let replicated = all.iter().copied().chain([0]).collect();
     [
         vec![all.clone()],
-        strided.collect(),
+        (0..3).map(strided).collect(),
         vec![replicated, vec![], vec![num_experts - 1], vec![0, 0]],
     ]
 }
 
-fn compare(output: &Output, reference: &Reference, layer: usize, dir: &Path) {
-    let ids = reference.ids(&format!("layers.{layer}.topk_ids"));
-    let weights = reference.rows(&format!("layers.{layer}.topk_weights"));
-    for ((got, ids), weights) in output.routed.iter().zip(ids).zip(weights) {
-        let mut got = got.clone();
-        let mut want: Vec<_> = ids.into_iter().zip(weights).collect();
-        got.sort_by_key(|(id, _)| *id);
-        want.sort_by_key(|(id, _)| *id);
-        for ((id, weight), (want_id, want_weight)) in got.iter().zip(&want) {
-            assert_eq!(id, want_id, "{}: layer {layer}", dir.display());
-            let difference = (weight - want_weight).abs();
-            assert!(
-                difference <= 1e-5 * want_weight.abs().max(1.0),
-                "{}",
-                dir.display()
-            );
-        }
-    }
-    let want = reference.rows(&format!("layers.{layer}.output"));
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (got, want) in output.rows.iter().flatten().zip(want.iter().flatten()) {
-        error += f64::from(got - want).powi(2);
-        norm += f64::from(*want).powi(2);
-    }
-    let relative = (error / norm).sqrt();
-    assert!(
-        relative <= TOLERANCE,
-        "{}: layer {layer}: {relative:e}",
-        dir.display()
-    );
-}
-
 #[test]
 fn outputs_match_the_original_libraries() {
-    let mut layers = 0;
-    for dir in checkpoints() {
-        let checkpoint = Checkpoint::open(&dir).unwrap();
-        let model = checkpoint.model().unwrap();
-        let reference = Reference(std::fs::read(dir.join("reference.safetensors")).unwrap());
-        for layer in &model.layers {
-            let x = reference.rows(&format!("layers.{}.input", layer.layer));
-            for slots in placements(layer.num_experts) {
-                let ranks = ranks(layer.num_experts, &slots, 0);
-                let loaded = load(&checkpoint, layer, ranks);
-                let output = forward(layer, &checkpoint, &loaded, &x);
-                compare(&output, &reference, layer.layer, &dir);
-            }
-            layers += 1;
+    every_layer(|checkpoint, layer| {
+        let reference = Reference::read(checkpoint, layer.layer)?;
+        let x = reference.rows("input")?;
+        for slots in placements(layer.num_experts) {
+            let loaded = load(checkpoint, layer, ranks(layer.num_experts, &slots, 0))?;
+            reference.compare(&forward(layer, checkpoint, &loaded, &x))?;
         }
-    }
-    // The checkpoints of `examples/` are part of the repository.
-    assert!(layers >= 4, "{layers}");
+        Ok(())
+    });
 }
 
-/// Fused into local slots, shared experts give the same output.
 #[test]
 fn fused_shared_experts_give_the_same_output() {
-    for dir in checkpoints() {
-        let checkpoint = Checkpoint::open(&dir).unwrap();
-        let reference = Reference(std::fs::read(dir.join("reference.safetensors")).unwrap());
-        for layer in &checkpoint.model().unwrap().layers {
-            let Some(shared) = &layer.shared else {
-                continue;
-            };
-            if shared.intermediate_size % layer.intermediate_size != 0 {
-                continue;
-            }
-            let num_shared = shared.intermediate_size / layer.intermediate_size;
-            let slots = &placements(layer.num_experts)[1];
-            let loaded = load(
-                &checkpoint,
-                layer,
-                ranks(layer.num_experts, slots, num_shared),
-            );
-            let x = reference.rows(&format!("layers.{}.input", layer.layer));
-            let output = forward(layer, &checkpoint, &loaded, &x);
-            compare(&output, &reference, layer.layer, &dir);
+    every_layer(|checkpoint, layer| {
+        let Some(shared) = &layer.shared else {
+            return Ok(());
+        };
+        let num_shared = shared.intermediate_size / layer.intermediate_size;
+        if num_shared * layer.intermediate_size != shared.intermediate_size {
+            return Ok(());
         }
-    }
+        let slots = &placements(layer.num_experts)[1];
+        let loaded = load(
+            checkpoint,
+            layer,
+            ranks(layer.num_experts, slots, num_shared),
+        )?;
+        let reference = Reference::read(checkpoint, layer.layer)?;
+        let x = reference.rows("input")?;
+        reference.compare(&forward(layer, checkpoint, &loaded, &x))
+    });
 }
 
 #[test]
-fn a_rank_reads_the_bytes_of_its_own_experts_only() {
-    for dir in checkpoints() {
-        let checkpoint = Checkpoint::open(&dir).unwrap();
-        for layer in &checkpoint.model().unwrap().layers {
-            let read_by = |slots: Vec<usize>| {
-                let source = moekit_quant::CountingSource::new(&checkpoint);
-                let others: Vec<usize> = (0..layer.num_experts)
-                    .filter(|e| !slots.contains(e))
-                    .collect();
-                let ranks = ranks(layer.num_experts, &[slots, others], 0);
-                let backend = backend_for(checkpoint.quantization_config()).unwrap();
-                let weights = backend.load_experts(layer, &source, &ranks[0]).unwrap();
-                (source.bytes_read(), weights)
-            };
-            let (none, _) = read_by(vec![]);
-            let (three, weights) = read_by(vec![0, layer.num_experts - 1, 1, 0]);
-            let all = read_by((0..layer.num_experts).collect()).0;
-            let total =
-                |read: &std::collections::BTreeMap<String, usize>| -> usize { read.values().sum() };
-            let own = total(&three) - total(&none);
-            let every = total(&all) - total(&none);
-            let name = dir.display();
-            assert_eq!(own * layer.num_experts, every * 3, "{name}");
-            // What is kept in memory is what was read, but for derived tensors.
-            let kept = weights.num_bytes() as f64;
-            let read = total(&three) as f64;
-            assert!(kept <= 1.05 * read, "{name}: {kept} {read}");
-            for tensor in three.keys() {
-                assert!(checkpoint.contains(tensor));
-                let own = ["0", "1", &(layer.num_experts - 1).to_string()]
-                    .iter()
-                    .any(|e| tensor.contains(&format!(".experts.{e}.")));
-                let per_expert = tensor.contains(".experts.")
-                    && tensor.split('.').any(|part| part.parse::<usize>().is_ok())
-                    && tensor.split(".experts.").nth(1).is_some_and(|rest| {
-                        rest.split('.')
-                            .next()
-                            .is_some_and(|e| e.parse::<usize>().is_ok())
-                    });
-                assert!(own || !per_expert, "{name}: {tensor}");
+fn a_rank_reads_and_keeps_its_own_experts_only() {
+    every_layer(|checkpoint, layer| {
+        let backend = backend_for(checkpoint.quantization_config())?;
+        let read_by = |slots: &[usize]| {
+            let others = (0..layer.num_experts)
+                .filter(|e| !slots.contains(e))
+                .collect();
+            let ranks = ranks(layer.num_experts, &[slots.to_vec(), others], 0);
+            let source = CountingSource::new(checkpoint);
+            let weights = backend.load_experts(layer, &source, &ranks[0])?;
+            Ok::<_, Failure>((source.total_bytes_read(), weights.num_bytes(), source))
+        };
+        let all: Vec<usize> = (0..layer.num_experts).collect();
+        let (read_by_all, kept_by_all, source) = read_by(&all)?;
+        let (shared, ..) = read_by(&[])?;
+        let (read, kept, _) = read_by(&[0, layer.num_experts - 1, 1, 0])?;
+        // A scale that all experts of a stack share counts once; everything else, per expert.
+        let own = 3 * (read_by_all - shared) / layer.num_experts;
+        if read - shared != own {
+            return Err(format!("three experts read {} bytes, not {own}", read - shared).into());
+        }
+        let stored: usize = source
+            .bytes_read()
+            .keys()
+            .filter_map(|name| checkpoint.info(name)?.num_bytes())
+            .sum();
+        if read_by_all > stored {
+            return Err(format!("{read_by_all} bytes read of {stored}").into());
+        }
+        for (kept, read) in [(kept, read), (kept_by_all, read_by_all)] {
+            if kept as f64 > 1.05 * read as f64 {
+                return Err(format!("{kept} bytes kept of {read} read").into());
             }
         }
-    }
+        Ok(())
+    });
 }

@@ -37,13 +37,21 @@ pub(crate) mod settings {
 
     use super::Setting;
 
-    pub(crate) fn serialize<S: Serializer>(list: &[Setting], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        list: &[Setting],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_map(list.iter().map(|s| (&s.key, &s.value)))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Setting>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Setting>, D::Error> {
         let map = Map::<String, Value>::deserialize(deserializer)?;
-        Ok(map.into_iter().map(|(key, value)| Setting { key, value }).collect())
+        Ok(map
+            .into_iter()
+            .map(|(key, value)| Setting { key, value })
+            .collect())
     }
 }
 
@@ -69,10 +77,16 @@ where
     let text = std::fs::read_to_string(file).map_err(|e| CliError::file(file, e))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| CliError::file(file, e))?;
     // Without the flags first, so that a fault of the file is reported as one of the file.
-    let known = to_map(&table.clone().try_into::<T>().map_err(|e| CliError::file(file, e))?)?;
+    let known = to_map(
+        &table
+            .clone()
+            .try_into::<T>()
+            .map_err(|e| CliError::file(file, e))?,
+    )?;
     let mut config = to_map(&table)?;
     if let Some(key) = config.keys().find(|key| !known.contains_key(*key)) {
-        let message = format!("unknown key `{key}`; the keys are the flags of the command, without `--`");
+        let message =
+            format!("unknown key `{key}`; the keys are the flags of the command, without `--`");
         return Err(CliError::file(file, message));
     }
     let directory = file.parent().unwrap_or(Path::new("."));
@@ -88,13 +102,18 @@ where
 fn to_map(options: &impl Serialize) -> Result<Map<String, Value>> {
     match serde_json::to_value(options) {
         Ok(Value::Object(map)) => Ok(map),
-        other => Err(CliError::usage(format!("options are not a table: {other:?}"))),
+        other => Err(CliError::usage(format!(
+            "options are not a table: {other:?}"
+        ))),
     }
 }
 
 /// Lays flags over a configuration. Another strategy than the file's does not inherit its settings.
 fn overlay(config: &mut Map<String, Value>, flags: Map<String, Value>) {
-    if flags.get("strategy").is_some_and(|name| config.get("strategy") != Some(name)) {
+    if flags
+        .get("strategy")
+        .is_some_and(|name| config.get("strategy") != Some(name))
+    {
         config.remove("set");
     }
     for (key, value) in flags {
@@ -140,11 +159,17 @@ mod tests {
     fn flags_win_and_settings_mix() {
         let flags = Options {
             ranks: Some(2),
-            set: vec![parse_setting("x=2").unwrap(), parse_setting("y=[1]").unwrap()],
+            set: vec![
+                parse_setting("x=2").unwrap(),
+                parse_setting("y=[1]").unwrap(),
+            ],
             ..Options::default()
         };
         let options = merged(FILE, &flags).unwrap();
-        assert_eq!((options.ranks, options.strategy.as_deref()), (Some(2), Some("eplb")));
+        assert_eq!(
+            (options.ranks, options.strategy.as_deref()),
+            (Some(2), Some("eplb"))
+        );
         assert!(options.load.unwrap().is_absolute(), "relative to the file");
         assert_eq!(
             strategy_config("eplb", &options.set),
@@ -154,7 +179,10 @@ mod tests {
 
     #[test]
     fn another_strategy_does_not_inherit_settings() {
-        let flags = Options { strategy: Some("linear".into()), ..Options::default() };
+        let flags = Options {
+            strategy: Some("linear".into()),
+            ..Options::default()
+        };
         assert!(merged(FILE, &flags).unwrap().set.is_empty());
     }
 

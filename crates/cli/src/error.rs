@@ -19,6 +19,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Quant(#[from] moekit::quant::QuantError),
     #[error(transparent)]
+    Kernel(#[from] moekit::kernels::KernelError),
+    #[error(transparent)]
     Layer(#[from] moekit::fused_moe::FusedMoeError),
     #[error(transparent)]
     Group(#[from] moekit::parallel::GroupError),

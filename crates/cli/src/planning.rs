@@ -43,7 +43,10 @@ impl GroupOptions {
     }
 
     pub(crate) fn strategy(&self) -> Result<Box<dyn PlacementStrategy>> {
-        Ok(strategy_from_value(strategy_config(self.strategy_name(), &self.set))?)
+        Ok(strategy_from_value(strategy_config(
+            self.strategy_name(),
+            &self.set,
+        ))?)
     }
 
     /// A request for `layers` layers of `experts` experts.

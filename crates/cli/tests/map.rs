@@ -25,7 +25,10 @@ fn vllm(strategy: &str, experts: usize, ranks: usize, rank: usize, shared: usize
     for (local, &global) in local_to_global.iter().enumerate() {
         expert_map[global] = local as i64;
     }
-    Expected { expert_map, local_to_global }
+    Expected {
+        expert_map,
+        local_to_global,
+    }
 }
 
 #[test]
@@ -33,21 +36,33 @@ fn linear_and_round_robin_are_vllms() {
     for strategy in ["linear", "round_robin"] {
         for (experts, ranks, shared) in [(8, 2, 0), (8, 3, 1), (7, 4, 2), (3, 5, 0), (1, 1, 1)] {
             let report = json(&[
-                "map", "--json", "--strategy", strategy,
-                "--experts", &experts.to_string(),
-                "--ranks", &ranks.to_string(),
-                "--shared", &shared.to_string(),
+                "map",
+                "--json",
+                "--strategy",
+                strategy,
+                "--experts",
+                &experts.to_string(),
+                "--ranks",
+                &ranks.to_string(),
+                "--shared",
+                &shared.to_string(),
             ]);
             let mut global_to_physical = vec![0; experts];
             let mut slot = 0;
             for rank in 0..ranks {
                 let expected = vllm(strategy, experts, ranks, rank, shared);
                 let got = &report["ranks"][rank];
-                let mut mask: Vec<i64> =
-                    expected.expert_map.iter().map(|&l| i64::from(l >= 0)).collect();
+                let mut mask: Vec<i64> = expected
+                    .expert_map
+                    .iter()
+                    .map(|&l| i64::from(l >= 0))
+                    .collect();
                 mask.push(0);
                 assert_eq!(got["rank"], json!(rank));
-                assert_eq!(got["num_local_experts"], json!(expected.local_to_global.len()));
+                assert_eq!(
+                    got["num_local_experts"],
+                    json!(expected.local_to_global.len())
+                );
                 assert_eq!(got["expert_map"], json!(expected.expert_map));
                 assert_eq!(got["expert_mask"], json!(mask));
                 assert_eq!(got["local_to_global"], json!(expected.local_to_global));
@@ -56,22 +71,42 @@ fn linear_and_round_robin_are_vllms() {
                     slot += 1;
                 }
             }
-            assert_eq!(numbers(&report["global_to_physical"])[..experts], global_to_physical);
+            assert_eq!(
+                numbers(&report["global_to_physical"])[..experts],
+                global_to_physical
+            );
             for (global, &physical) in numbers(&report["global_to_physical"]).iter().enumerate() {
                 assert_eq!(numbers(&report["physical_to_global"])[physical], global);
             }
-            assert_eq!(numbers(&report["replica_counts"]), vec![1; experts + shared]);
+            assert_eq!(
+                numbers(&report["replica_counts"]),
+                vec![1; experts + shared]
+            );
         }
     }
 }
 
 fn numbers(value: &Value) -> Vec<usize> {
-    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_u64().unwrap() as usize)
+        .collect()
 }
 
 #[test]
 fn redundant_experts_show_in_every_table() {
-    let report = json(&["map", "--experts", "4", "--ranks", "2", "--redundant", "2", "--json"]);
+    let report = json(&[
+        "map",
+        "--experts",
+        "4",
+        "--ranks",
+        "2",
+        "--redundant",
+        "2",
+        "--json",
+    ]);
     assert_eq!(report["physical_to_global"], json!([0, 1, 2, 3, 0, 1]));
     assert_eq!(report["replica_counts"], json!([2, 2, 1, 1]));
     assert_eq!(report["ranks"][1]["expert_map"], json!([1, 2, -1, 0]));
@@ -79,8 +114,19 @@ fn redundant_experts_show_in_every_table() {
 
 #[test]
 fn a_table_for_people() {
-    let text = stdout(&["map", "--experts", "4", "--ranks", "2", "--strategy", "round_robin"]);
-    assert!(text.contains("rank 1: 2 local experts") && text.contains("expert_map         -1 0 -1 1"), "{text}");
+    let text = stdout(&[
+        "map",
+        "--experts",
+        "4",
+        "--ranks",
+        "2",
+        "--strategy",
+        "round_robin",
+    ]);
+    assert!(
+        text.contains("rank 1: 2 local experts") && text.contains("expert_map         -1 0 -1 1"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -88,11 +134,26 @@ fn faults_are_named() {
     assert!(failure(&["map"]).contains("`--experts` is missing"));
     assert!(failure(&["map", "--experts", "0"]).contains("at least 1 logical expert, got 0"));
     assert!(failure(&["map", "--experts", "4", "--ranks", "0"]).contains("at least 1 rank, got 0"));
-    assert!(failure(&["map", "--experts", "4", "--nodes", "2"]).contains("2 nodes cannot share 1 ranks"));
+    assert!(
+        failure(&["map", "--experts", "4", "--nodes", "2"])
+            .contains("2 nodes cannot share 1 ranks")
+    );
     let error = failure(&["map", "--experts", "4", "--strategy", "round_robbin"]);
-    assert!(error.contains("did you mean `round_robin`?") && error.contains("link_plugins!"), "{error}");
+    assert!(
+        error.contains("did you mean `round_robin`?") && error.contains("link_plugins!"),
+        "{error}"
+    );
     let error = failure(&["map", "--experts", "4", "--set", "x=1"]);
-    assert!(error.contains("settings of strategy `linear`") && error.contains("`x`"), "{error}");
-    let error = failure(&["map", "--experts", "99999999999999"]);
-    assert!(error.contains("slots"), "{error}");
+    assert!(
+        error.contains("settings of strategy `linear`") && error.contains("`x`"),
+        "{error}"
+    );
+    for flag in ["--experts", "--ranks", "--redundant", "--shared"] {
+        let mut args = vec!["map", flag, "99999999999999"];
+        if flag != "--experts" {
+            args.extend(["--experts", "4"]);
+        }
+        let error = failure(&args);
+        assert!(error.contains("are more than the"), "{flag}: {error}");
+    }
 }

@@ -16,8 +16,13 @@ fn run(checkpoint: &Path, args: &[&str]) -> (BTreeMap<String, (Vec<usize>, Vec<f
     let output = directory.path().join("out.safetensors");
     let input = checkpoint.join("reference.safetensors");
     let base = [
-        "run", checkpoint.to_str().unwrap(), "--input", input.to_str().unwrap(),
-        "--output", output.to_str().unwrap(), "--json",
+        "run",
+        checkpoint.to_str().unwrap(),
+        "--input",
+        input.to_str().unwrap(),
+        "--output",
+        output.to_str().unwrap(),
+        "--json",
     ];
     let report = json(&[&base[..], args].concat());
     (tensors(&output), report)
@@ -27,25 +32,45 @@ fn run(checkpoint: &Path, args: &[&str]) -> (BTreeMap<String, (Vec<usize>, Vec<f
 fn compare(checkpoint: &Path, args: &[&str], tolerance: f64) -> Value {
     let reference = tensors(&checkpoint.join("reference.safetensors"));
     let (got, report) = run(checkpoint, args);
-    let outputs: Vec<_> = reference.keys().filter(|k| k.ends_with(".output")).collect();
+    let outputs: Vec<_> = reference
+        .keys()
+        .filter(|k| k.ends_with(".output"))
+        .collect();
     assert!(!outputs.is_empty());
     for name in outputs {
         let layer = name.trim_end_matches(".output");
         let error = relative_error(&got[name].1, &reference[name].1);
-        assert!(error <= tolerance, "{name} with {args:?}: relative error {error:e}");
+        assert!(
+            error <= tolerance,
+            "{name} with {args:?}: relative error {error:e}"
+        );
 
         let ids = format!("{layer}.topk_ids");
         let weights = format!("{layer}.topk_weights");
         let top_k = reference[&ids].0[1];
         assert_eq!(got[&ids].0, reference[&ids].0);
         let rows = |t: &BTreeMap<String, (Vec<usize>, Vec<f64>)>| -> Vec<BTreeMap<u64, f64>> {
-            let pairs = t[&ids].1.iter().map(|&id| id as u64).zip(t[&weights].1.iter().copied());
-            pairs.collect::<Vec<_>>().chunks(top_k).map(|row| row.iter().copied().collect()).collect()
+            let pairs = t[&ids]
+                .1
+                .iter()
+                .map(|&id| id as u64)
+                .zip(t[&weights].1.iter().copied());
+            pairs
+                .collect::<Vec<_>>()
+                .chunks(top_k)
+                .map(|row| row.iter().copied().collect())
+                .collect()
         };
         for (got, expected) in rows(&got).iter().zip(rows(&reference)) {
-            assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            assert_eq!(
+                got.keys().collect::<Vec<_>>(),
+                expected.keys().collect::<Vec<_>>()
+            );
             for (id, weight) in expected {
-                assert!((got[&id] - weight).abs() <= tolerance, "{name} with {args:?}");
+                assert!(
+                    (got[&id] - weight).abs() <= tolerance,
+                    "{name} with {args:?}"
+                );
             }
         }
         for row in got[&weights].1.chunks(top_k) {
@@ -57,7 +82,11 @@ fn compare(checkpoint: &Path, args: &[&str], tolerance: f64) -> Value {
 
 fn checkpoints() -> Vec<PathBuf> {
     let mut all = vec![example("mixtral-tiny"), example("qwen3_moe-tiny")];
-    all.extend(["mixtral-bf16", "qwen3_moe-bf16"].iter().filter_map(|name| shared(name)));
+    all.extend(
+        ["mixtral-bf16", "qwen3_moe-bf16"]
+            .iter()
+            .filter_map(|name| shared(name)),
+    );
     all
 }
 
@@ -68,7 +97,14 @@ fn linear_and_round_robin_on_any_number_of_ranks() {
             for ranks in RANKS {
                 for redundant in ["0", "3"] {
                     let ranks = ranks.to_string();
-                    let args = ["--strategy", strategy, "--ranks", &ranks, "--redundant", redundant];
+                    let args = [
+                        "--strategy",
+                        strategy,
+                        "--ranks",
+                        &ranks,
+                        "--redundant",
+                        redundant,
+                    ];
                     compare(&checkpoint, &args, 1e-4);
                 }
             }
@@ -88,10 +124,16 @@ fn bf16_activations() {
 /// A load with one hot expert per layer, as a JSON file.
 fn load(directory: &Path, experts: usize) -> String {
     let row = |hot: usize| -> Vec<usize> {
-        (0..experts).map(|e| if e == hot { 500 } else { 10 + e }).collect()
+        (0..experts)
+            .map(|e| if e == hot { 500 } else { 10 + e })
+            .collect()
     };
     let path = directory.join("load.json");
-    std::fs::write(&path, serde_json::to_string(&[row(1), row(experts - 1)]).unwrap()).unwrap();
+    std::fs::write(
+        &path,
+        serde_json::to_string(&[row(1), row(experts - 1)]).unwrap(),
+    )
+    .unwrap();
     path.display().to_string()
 }
 
@@ -104,11 +146,26 @@ fn eplb_with_a_load_and_its_plan_fixed() {
             // As many redundant experts as make the slots even, and one more per rank.
             let redundant = (experts.next_multiple_of(ranks) - experts + ranks).to_string();
             let ranks = ranks.to_string();
-            let group = ["--ranks", &ranks, "--redundant", &redundant, "--load", &load];
-            compare(&example(name), &[&["--strategy", "eplb"], &group[..]].concat(), 1e-4);
+            let group = [
+                "--ranks",
+                &ranks,
+                "--redundant",
+                &redundant,
+                "--load",
+                &load,
+            ];
+            compare(
+                &example(name),
+                &[&["--strategy", "eplb"], &group[..]].concat(),
+                1e-4,
+            );
 
             let placement = directory.path().join("p.json").display().to_string();
-            let plan = [&["plan", "--strategy", "eplb", "--out", &placement], &group[..]].concat();
+            let plan = [
+                &["plan", "--strategy", "eplb", "--out", &placement],
+                &group[..],
+            ]
+            .concat();
             stdout(&plan);
             let setting = format!("file={placement}");
             let fixed = ["--strategy", "fixed", "--set", &setting, "--ranks", &ranks];
@@ -120,19 +177,37 @@ fn eplb_with_a_load_and_its_plan_fixed() {
 #[test]
 fn every_replica_selector_gives_the_same_result() {
     for selector in ["row_hash", "round_robin", "local_first"] {
-        let args = ["--ranks", "3", "--nodes", "2", "--redundant", "7", "--selector", selector];
+        let args = [
+            "--ranks",
+            "3",
+            "--nodes",
+            "2",
+            "--redundant",
+            "7",
+            "--selector",
+            selector,
+        ];
         compare(&example("qwen3_moe-tiny"), &args, 1e-4);
     }
 }
 
 #[test]
 fn the_report_tells_what_happened() {
-    let report = compare(&example("mixtral-tiny"), &["--ranks", "3", "--redundant", "1"], 1e-4);
+    let report = compare(
+        &example("mixtral-tiny"),
+        &["--ranks", "3", "--redundant", "1"],
+        1e-4,
+    );
     let layers = report["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 2);
     for layer in layers {
         let numbers = |key: &str| -> Vec<u64> {
-            layer[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect()
+            layer[key]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_u64().unwrap())
+                .collect()
         };
         assert_eq!(numbers("experts_per_rank"), [3, 3, 3]);
         assert_eq!(numbers("tokens_per_rank").iter().sum::<u64>(), 17 * 2);
@@ -152,15 +227,28 @@ fn seeded_tokens_and_chosen_layers() {
     let output = |name: &str, seed: &str| {
         let path = directory.path().join(name);
         stdout(&[
-            "run", checkpoint.to_str().unwrap(), "--tokens", "5", "--seed", seed, "--layers", "1",
-            "--output", path.to_str().unwrap(),
+            "run",
+            checkpoint.to_str().unwrap(),
+            "--tokens",
+            "5",
+            "--seed",
+            seed,
+            "--layers",
+            "1",
+            "--output",
+            path.to_str().unwrap(),
         ]);
         tensors(&path)
     };
     let (first, again, other) = (output("a", "1"), output("b", "1"), output("c", "2"));
-    assert_eq!(first.keys().collect::<Vec<_>>(), [
-        "layers.1.output", "layers.1.topk_ids", "layers.1.topk_weights"
-    ]);
+    assert_eq!(
+        first.keys().collect::<Vec<_>>(),
+        [
+            "layers.1.output",
+            "layers.1.topk_ids",
+            "layers.1.topk_weights"
+        ]
+    );
     assert_eq!(first["layers.1.output"].0, [5, 64]);
     assert_eq!(first, again);
     assert_ne!(first, other);
@@ -171,7 +259,13 @@ fn no_tokens_and_fewer_tokens_than_ranks() {
     let checkpoint = example("mixtral-tiny");
     for tokens in ["0", "1", "2"] {
         let report = json(&[
-            "run", checkpoint.to_str().unwrap(), "--tokens", tokens, "--ranks", "4", "--json",
+            "run",
+            checkpoint.to_str().unwrap(),
+            "--tokens",
+            tokens,
+            "--ranks",
+            "4",
+            "--json",
         ]);
         assert_eq!(report["layers"][0]["tokens"].to_string(), tokens);
     }
@@ -180,20 +274,32 @@ fn no_tokens_and_fewer_tokens_than_ranks() {
 #[test]
 fn the_quickstart_runs() {
     let text = stdout(&["run", "examples/quickstart.toml"]);
-    assert!(text.contains("round_robin") && text.contains("3 ranks"), "{text}");
+    assert!(
+        text.contains("round_robin") && text.contains("3 ranks"),
+        "{text}"
+    );
 }
 
 #[test]
 fn inspect_tells_sizes() {
     let checkpoint = example("qwen3_moe-tiny");
-    let report = json(&["inspect", checkpoint.to_str().unwrap(), "--ranks", "3", "--json"]);
+    let report = json(&[
+        "inspect",
+        checkpoint.to_str().unwrap(),
+        "--ranks",
+        "3",
+        "--json",
+    ]);
     let layer = &report["layers"][0];
     assert_eq!(layer["num_experts"], 16);
     assert_eq!(layer["top_k"], 4);
     // Three bf16 matrices of 64 x 16.
     assert_eq!(layer["bytes_per_expert"], 3 * 64 * 16 * 2);
     let bytes = 3 * 64 * 16 * 2;
-    assert_eq!(layer["bytes_per_rank"], serde_json::json!([6 * bytes, 5 * bytes, 5 * bytes]));
+    assert_eq!(
+        layer["bytes_per_rank"],
+        serde_json::json!([6 * bytes, 5 * bytes, 5 * bytes])
+    );
     assert!(stdout(&["inspect", checkpoint.to_str().unwrap()]).contains("16 experts"));
 }
 
@@ -209,13 +315,19 @@ fn faults_are_named() {
     assert!(failure(&["run", path, "--threads", "0"]).contains("threads"));
     assert!(failure(&["run", path, "--selector", "best"]).contains("`best`"));
     let error = failure(&["run", path, "--ranks", "3", "--strategy", "fixed"]);
-    assert!(error.contains("needs either `file` or `placement`"), "{error}");
+    assert!(
+        error.contains("needs either `file` or `placement`"),
+        "{error}"
+    );
 
     let directory = tempfile::tempdir().unwrap();
     let load = directory.path().join("load.json");
     std::fs::write(&load, "[[1,2,3]]").unwrap();
     let error = failure(&["run", path, "--load", load.to_str().unwrap()]);
-    assert!(error.contains("layers in the load: got 1, expected 2"), "{error}");
+    assert!(
+        error.contains("layers in the load: got 1, expected 2"),
+        "{error}"
+    );
 
     let input = example("qwen3_moe-tiny").join("config.json");
     assert!(failure(&["run", path, "--input", input.to_str().unwrap()]).contains("config.json"));

@@ -28,6 +28,8 @@
 //! ```
 
 #[doc(no_inline)]
+pub use burn;
+#[doc(no_inline)]
 pub use moekit_checkpoint as checkpoint;
 #[doc(no_inline)]
 pub use moekit_eval as eval;
@@ -66,6 +68,10 @@ pub mod quant_backends {
     #[doc(no_inline)]
     pub use moekit_quant_unquantized as unquantized;
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeExamples;
 
 /// The names that most programs need.
 pub mod prelude {

@@ -45,7 +45,7 @@ impl<'a> PlacementRequest<'a> {
     ///
     /// # Errors
     ///
-    /// If there is no layer or no expert.
+    /// If there is no layer or no expert, or more than 2^20 experts.
     pub fn new(
         num_layers: usize,
         num_logical_experts: usize,
@@ -57,6 +57,7 @@ impl<'a> PlacementRequest<'a> {
         if num_logical_experts == 0 {
             return Err(RoutingError::NoExperts.into());
         }
+        check_slots(num_logical_experts)?;
         Ok(Self {
             num_layers,
             num_logical_experts,
@@ -75,7 +76,7 @@ impl<'a> PlacementRequest<'a> {
     ///
     /// # Errors
     ///
-    /// If the number of slots overflows.
+    /// If there are more than 2^20 slots.
     pub fn with_redundant_experts(self, redundant: usize) -> Result<Self, PlacementError> {
         let slots = self.num_logical_experts.saturating_add(redundant);
         self.with_num_slots(slots)
@@ -87,6 +88,7 @@ impl<'a> PlacementRequest<'a> {
     ///
     /// If they do not hold all experts.
     pub fn with_num_slots(self, num_slots: usize) -> Result<Self, PlacementError> {
+        check_slots(num_slots)?;
         let slots = even_slots(num_slots, self.topology);
         self.with_slots_per_rank(slots)
     }
@@ -104,16 +106,8 @@ impl<'a> PlacementRequest<'a> {
                 expected: self.topology.num_ranks(),
             });
         }
-        // A slot id must fit the kernels' 32-bit expert maps.
-        let num_slots = slots
-            .iter()
-            .try_fold(0usize, |sum, &s| sum.checked_add(s))
-            .filter(|&s| i32::try_from(s).is_ok())
-            .ok_or_else(|| PlacementError::Shape {
-                what: "number of slots (at most)".to_owned(),
-                got: slots.iter().fold(0, |sum: usize, &s| sum.saturating_add(s)),
-                expected: i32::MAX as usize,
-            })?;
+        let num_slots = slots.iter().fold(0, |sum: usize, &s| sum.saturating_add(s));
+        check_slots(num_slots)?;
         if num_slots < self.num_logical_experts {
             return Err(PlacementError::TooFewSlots {
                 num_slots,
@@ -268,6 +262,21 @@ impl<'a> PlacementRequest<'a> {
     }
 }
 
+/// Slots of a layer, at most: what [`Placement`](moekit_routing::Placement) takes.
+const MAX_SLOTS: usize = 1 << 20;
+
+fn check_slots(num_slots: usize) -> Result<(), PlacementError> {
+    if num_slots <= MAX_SLOTS {
+        return Ok(());
+    }
+    Err(RoutingError::TooMany {
+        what: "slots",
+        got: num_slots,
+        max: MAX_SLOTS,
+    }
+    .into())
+}
+
 fn even_slots(num_slots: usize, topology: &Topology) -> Vec<usize> {
     even_offsets(num_slots, topology.num_ranks())
         .windows(2)
@@ -289,7 +298,10 @@ mod tests {
             message(PlacementRequest::new(1, 0, &topology)).contains("at least 1 logical expert")
         );
         assert!(message(request().with_num_slots(3)).contains("3 slots cannot hold 4"));
-        assert!(message(request().with_redundant_experts(usize::MAX)).contains("at most"));
+        assert!(
+            message(request().with_redundant_experts(usize::MAX))
+                .contains("slots are more than the 1048576")
+        );
         assert!(message(request().with_slots_per_rank(vec![4])).contains("got 1, expected 2"));
         assert!(message(request().with_expert_groups(3)).contains("must divide the 4"));
         let load = ExpertLoad::from_rows(&[[1.0; 3]]).unwrap();

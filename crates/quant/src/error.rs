@@ -129,6 +129,14 @@ pub enum QuantError {
         /// Why not.
         reason: String,
     },
+    /// A pattern of an exclusion or target list that is none, or takes too long.
+    #[error("pattern `{pattern}` of a list of modules: {message}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong.
+        message: String,
+    },
     /// `quantization_config` is not what its `quant_method` says.
     #[error("quantization_config of `{method}`: {message}")]
     Config {

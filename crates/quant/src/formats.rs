@@ -285,7 +285,8 @@ mod tests {
     fn every_half_and_bfloat() {
         for code in 0..=u16::MAX {
             let got = CodeFormat::BF16.decode(&code.to_le_bytes()).unwrap();
-            assert_eq!(got.to_bits(), u32::from(code) << 16);
+            let want = f32::from_bits(u32::from(code) << 16);
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan());
             let got = CodeFormat::F16.decode(&code.to_le_bytes()).unwrap();
             match (code >> 10) & 31 {
                 31 if code & 0x3ff != 0 => assert!(got.is_nan()),

@@ -12,6 +12,7 @@ mod expert;
 mod formats;
 mod load;
 mod matrix;
+mod pattern;
 mod scale;
 mod site;
 mod source;
@@ -31,6 +32,7 @@ pub use formats::{
 };
 pub use load::load_linears;
 pub use matrix::PackedMatrix;
+pub use pattern::{ModuleList, ModulePattern};
 pub use scale::ScaleGrid;
 pub use site::{LinearSite, Projection, load_float_linear, read_floats};
 pub use source::{

@@ -218,7 +218,7 @@ impl PackedMatrix {
     }
 
     /// The code at `(row, col)` as a number, without zero point and scale.
-    pub(crate) fn code(&self, row: usize, col: usize) -> Option<f32> {
+    fn code(&self, row: usize, col: usize) -> Option<f32> {
         if row >= self.rows() || col >= self.cols() {
             return None;
         }
@@ -233,6 +233,27 @@ impl PackedMatrix {
         }
         let at = row * self.strides[0] + col * self.strides[1];
         self.format.decode(self.codes.get(at..)?)
+    }
+
+    /// The first block whose scale is 0 although its codes are not: the scale of damaged or
+    /// uncalibrated weights. One-byte scales are not looked at: those of blocks that are small
+    /// beside the second level underflow to 0 rightly.
+    pub(crate) fn vanishing_block(&self) -> Option<[usize; 2]> {
+        let scales = self.scales.as_ref().filter(|s| s.format().bytes() > 1)?;
+        let [block_rows, block_cols] = scales.shape();
+        let blocks = (0..block_rows).flat_map(|r| (0..block_cols).map(move |c| [r, c]));
+        let nonzero = |&[block_row, block_col]: &[usize; 2]| {
+            let rows = scales.range(0, block_row, self.rows());
+            let vanishes = |row: usize, col: usize| self.difference(row, col) != Some(0.0);
+            rows.into_iter().any(|row| {
+                scales
+                    .range(1, block_col, self.cols())
+                    .any(|col| vanishes(row, col))
+            })
+        };
+        blocks
+            .filter(|&[r, c]| scales.get(r, c) == Some(0.0))
+            .find(nonzero)
     }
 
     /// Writes the weights of a row as `f32`. This is the reference that kernels are held to, not
@@ -263,11 +284,17 @@ impl PackedMatrix {
         Ok(())
     }
 
-    fn weight(&self, row: usize, col: usize) -> Option<f32> {
-        let mut value = self.code(row, col)?;
-        if let Some(zero_points) = &self.zero_points {
-            value -= zero_points.at(row, col)?;
+    /// The code as a number, less its zero point.
+    fn difference(&self, row: usize, col: usize) -> Option<f32> {
+        let code = self.code(row, col)?;
+        match &self.zero_points {
+            Some(zero_points) => Some(code - zero_points.at(row, col)?),
+            None => Some(code),
         }
+    }
+
+    fn weight(&self, row: usize, col: usize) -> Option<f32> {
+        let value = self.difference(row, col)?;
         Some(match &self.scales {
             Some(scales) => value * (scales.at(row, col)? * self.global_scale),
             None => value * self.global_scale,

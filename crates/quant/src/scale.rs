@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::{QuantError, ScaleFormat};
@@ -136,6 +138,39 @@ impl ScaleGrid {
     /// The block of index `index` along an axis (0 rows, 1 columns).
     pub(crate) fn block_of(&self, axis: usize, index: usize) -> usize {
         index.saturating_add(self.phase[axis]) / self.block[axis]
+    }
+
+    /// The first block whose scale is NaN or infinite, and that scale.
+    pub(crate) fn not_finite(&self) -> Option<([usize; 2], f32)> {
+        let in_row = |row: usize| {
+            let bad = |&col: &usize| self.get(row, col).is_none_or(|s| !s.is_finite());
+            let col = (0..self.shape[1]).find(bad)?;
+            Some(([row, col], self.get(row, col).unwrap_or(f32::NAN)))
+        };
+        (0..self.shape[0])
+            .filter(|&row| self.row_may_be_bad(row))
+            .find_map(in_row)
+    }
+
+    /// Whether a row of one-byte scales holds the code of a NaN: most rows are done with this.
+    fn row_may_be_bad(&self, row: usize) -> bool {
+        let start = row * self.strides[0];
+        let codes = match self.strides[1] {
+            1 => self.bytes.get(start..start + self.shape[1]),
+            _ => None,
+        };
+        match (self.format, codes) {
+            (ScaleFormat::F8E4M3, Some(codes)) => codes.iter().any(|code| code & 0x7f == 0x7f),
+            (ScaleFormat::F8E8M0, Some(codes)) => codes.contains(&0xff),
+            _ => true,
+        }
+    }
+
+    /// The weights along an axis that belong to a block, of `len` in all.
+    pub(crate) fn range(&self, axis: usize, block: usize, len: usize) -> Range<usize> {
+        let start = (block * self.block[axis]).saturating_sub(self.phase[axis]);
+        let end = ((block + 1) * self.block[axis]).saturating_sub(self.phase[axis]);
+        start.min(len)..end.min(len)
     }
 
     pub(crate) fn covers(&self, rows: usize, cols: usize) -> bool {

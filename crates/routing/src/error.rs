@@ -15,6 +15,16 @@ pub enum RoutingError {
         /// Ranks of the group.
         num_ranks: usize,
     },
+    /// More than any deployment has; larger numbers would only exhaust memory.
+    #[error("{got} {what} are more than the {max} that are supported")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        got: usize,
+        /// The largest number.
+        max: usize,
+    },
     /// A layer needs an expert.
     #[error("a MoE layer needs at least 1 logical expert, got 0")]
     NoExperts,
@@ -108,4 +118,19 @@ pub enum RoutingError {
         /// The names that exist.
         known: &'static [&'static str],
     },
+}
+
+/// Ranks of an EP group, at most.
+pub(crate) const MAX_RANKS: usize = 1 << 16;
+/// Slots of a layer over all ranks, at most.
+pub(crate) const MAX_SLOTS: usize = 1 << 20;
+/// Entries of the expert maps of all ranks together, at most.
+pub(crate) const MAX_MAP_ENTRIES: usize = 1 << 28;
+
+/// Refuses a number that is larger than `max`.
+pub(crate) fn at_most(what: &'static str, got: usize, max: usize) -> Result<(), RoutingError> {
+    if got <= max {
+        return Ok(());
+    }
+    Err(RoutingError::TooMany { what, got, max })
 }

@@ -1,5 +1,6 @@
 use serde::{Deserialize, Serialize};
 
+use crate::error::{MAX_RANKS, MAX_SLOTS, at_most};
 use crate::{LogicalExpert, PhysicalExpert, Rank, RoutingError};
 
 /// Splits `items` over `parts` as evenly as possible; the first `items % parts` parts get one
@@ -82,7 +83,7 @@ impl Placement {
     ///
     /// # Errors
     ///
-    /// If there is no expert or no rank, an id is out of range, an expert has no slot, or the
+    /// If there is no expert or no rank, there are more than 2^20 slots or 2^16 ranks, an id is out of range, an expert has no slot, or the
     /// offsets do not partition the slots.
     pub fn new(
         num_logical_experts: usize,
@@ -93,6 +94,8 @@ impl Placement {
         if num_logical_experts == 0 {
             return Err(RoutingError::NoExperts);
         }
+        at_most("slots", num_slots, MAX_SLOTS)?;
+        at_most("ranks", rank_offsets.len().saturating_sub(1), MAX_RANKS)?;
         if rank_offsets.len() < 2 {
             return Err(RoutingError::NoRanks);
         }

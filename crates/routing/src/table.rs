@@ -1,3 +1,4 @@
+use crate::error::{MAX_MAP_ENTRIES, at_most};
 use crate::{LocalExpert, LogicalExpert, PhysicalExpert, Placement, Rank, RoutingError, Topology};
 
 /// The entry of an expert map for an expert that the rank does not hold.
@@ -65,7 +66,8 @@ impl RoutingTable {
     ///
     /// # Errors
     ///
-    /// If placement and topology have different numbers of ranks.
+    /// If placement and topology have different numbers of ranks, or the expert maps of all ranks
+    /// together would have more than 2^28 entries.
     pub fn new(
         placement: Placement,
         topology: Topology,
@@ -78,6 +80,11 @@ impl RoutingTable {
                 topology: topology.num_ranks(),
             });
         }
+        let experts = placement
+            .num_logical_experts()
+            .saturating_add(num_shared_experts);
+        let entries = experts.saturating_mul(placement.num_ranks());
+        at_most("entries of expert maps", entries, MAX_MAP_ENTRIES)?;
         let (replica_offsets, replicas) = replica_lists(&placement, num_shared_experts);
         let owners = (0..placement.num_ranks())
             .flat_map(|r| {

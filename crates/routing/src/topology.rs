@@ -1,5 +1,6 @@
 use serde::{Deserialize, Serialize};
 
+use crate::error::{MAX_RANKS, at_most};
 use crate::{Rank, RoutingError, even_offsets};
 
 /// The ranks of an EP group and the nodes that they sit on.
@@ -25,11 +26,12 @@ impl Topology {
     ///
     /// # Errors
     ///
-    /// If there is no rank.
+    /// If there is no rank, or more than 65 536.
     pub fn new(num_ranks: usize) -> Result<Self, RoutingError> {
         if num_ranks == 0 {
             return Err(RoutingError::NoRanks);
         }
+        at_most("ranks", num_ranks, MAX_RANKS)?;
         Ok(Self {
             node_offsets: vec![0, num_ranks],
         })
@@ -102,6 +104,10 @@ mod tests {
     #[test]
     fn impossible_groups_are_refused() {
         assert_eq!(Topology::new(0), Err(RoutingError::NoRanks));
+        assert!(matches!(
+            Topology::new(usize::MAX),
+            Err(RoutingError::TooMany { .. })
+        ));
         for num_nodes in [0, 3] {
             assert_eq!(
                 Topology::new(2).and_then(|t| t.with_nodes(num_nodes)),

@@ -10,7 +10,7 @@ use moekit_routing::{ExpertRouting, Placement, Rank, RoutingTable, Topology};
 
 /// The view of one rank on a table.
 #[derive(Debug)]
-pub struct OneRank(pub Rank, pub Arc<RoutingTable>);
+pub(crate) struct OneRank(pub(crate) Rank, pub(crate) Arc<RoutingTable>);
 
 impl ExpertRouting for OneRank {
     fn rank(&self) -> Rank {
@@ -23,7 +23,7 @@ impl ExpertRouting for OneRank {
 }
 
 /// Every rank of a placement.
-pub fn ranks(num_experts: usize, slots: &[Vec<usize>], num_shared: usize) -> Vec<OneRank> {
+pub(crate) fn ranks(num_experts: usize, slots: &[Vec<usize>], num_shared: usize) -> Vec<OneRank> {
     let placement = Placement::from_ranks(num_experts, slots).unwrap();
     let topology = Topology::new(slots.len()).unwrap();
     let table = Arc::new(RoutingTable::new(placement, topology, num_shared, 0).unwrap());
@@ -43,7 +43,7 @@ fn linear(linear: &ExpertLinear, x: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-pub fn mlp(expert: &ExpertMlp, activation: Activation, x: &[f32]) -> Vec<f32> {
+pub(crate) fn mlp(expert: &ExpertMlp, activation: Activation, x: &[f32]) -> Vec<f32> {
     let up = linear(&expert.up, x);
     let gate = match &expert.gate {
         Some(gate) => linear(gate, x),
@@ -102,7 +102,7 @@ fn sparse_mixer(logits: &[f32], k: usize, epsilon: f32) -> Vec<(usize, f32)> {
 }
 
 /// The experts of a token and their weights.
-pub fn route(spec: &MoeLayerSpec, logits: &[f32], correction: &[f32]) -> Vec<(usize, f32)> {
+pub(crate) fn route(spec: &MoeLayerSpec, logits: &[f32], correction: &[f32]) -> Vec<(usize, f32)> {
     let router = &spec.router;
     let scores = match router.selection {
         TopKSelection::SparseMixer { epsilon } => {
@@ -150,15 +150,15 @@ fn keep_best_groups(router: &RouterSpec, choice: &mut [f32]) {
 }
 
 /// What a layer makes of its tokens.
-pub struct Output {
+pub(crate) struct Output {
     /// `[T][H]`
-    pub rows: Vec<Vec<f32>>,
+    pub(crate) rows: Vec<Vec<f32>>,
     /// `[T][k]`
-    pub routed: Vec<Vec<(usize, f32)>>,
+    pub(crate) routed: Vec<Vec<(usize, f32)>>,
 }
 
 /// The layer, summed over all ranks; `x` is `[T][H]`.
-pub fn forward(
+pub(crate) fn forward(
     spec: &MoeLayerSpec,
     tensors: &dyn TensorSource,
     ranks: &[(OneRank, ExpertWeights)],

@@ -94,10 +94,11 @@ impl Inspect {
     ) -> Result<LayerReport> {
         let request = self.group.request(1, spec.num_experts, topology)?;
         let plan = self.group.strategy()?.plan(&request)?;
+        let all = one_rank(spec.num_experts)?;
         // Views of a mapped file: no weight is read.
-        let loaded = spec.check().and_then(|()| {
-            backend.load_experts(spec, checkpoint, &one_rank(spec.num_experts)?)
-        });
+        let loaded = spec
+            .check()
+            .and_then(|()| backend.load_experts(spec, checkpoint, &all));
         let (sizes, formats) = match &loaded {
             Ok(weights) => (expert_bytes(weights), formats(weights)),
             Err(_) => (vec![0; spec.num_experts], Vec::new()),
@@ -120,14 +121,22 @@ impl Inspect {
 }
 
 /// All experts on one rank, in order.
-fn one_rank(num_experts: usize) -> Result<impl ExpertRouting, moekit::quant::QuantError> {
-    let placement = Placement::new(num_experts, (0..num_experts).collect(), vec![0, num_experts])?;
+fn one_rank(num_experts: usize) -> Result<impl ExpertRouting> {
+    let placement = Placement::new(
+        num_experts,
+        (0..num_experts).collect(),
+        vec![0, num_experts],
+    )?;
     let table = RoutingTable::new(placement, Topology::new(1)?, 0, 0)?;
     Ok(RankView::new(Rank::new(0), Arc::new(table))?)
 }
 
 fn expert_bytes(weights: &ExpertWeights) -> Vec<usize> {
-    weights.experts.iter().map(|expert| expert.num_bytes()).collect()
+    weights
+        .experts
+        .iter()
+        .map(|expert| expert.num_bytes())
+        .collect()
 }
 
 /// The distinct formats of the experts' codes and scales.
@@ -151,7 +160,10 @@ fn formats(weights: &ExpertWeights) -> Vec<String> {
 fn bytes_per_rank(placement: &Placement, sizes: &[usize]) -> Vec<usize> {
     (0..placement.num_ranks())
         .map(|rank| {
-            let mut experts = placement.experts_of(Rank::new(rank)).unwrap_or_default().to_vec();
+            let mut experts = placement
+                .experts_of(Rank::new(rank))
+                .unwrap_or_default()
+                .to_vec();
             experts.sort_unstable();
             experts.dedup();
             experts.iter().map(|e| sizes[e.index()]).sum()
@@ -184,10 +196,17 @@ impl Report {
             lines.push(format!("  activation  {:?}", layer.activation));
             if let Some(shared) = &layer.shared {
                 let gated = if shared.gate.is_some() { ", gated" } else { "" };
-                lines.push(format!("  shared      {} wide{gated}", shared.intermediate_size));
+                lines.push(format!(
+                    "  shared      {} wide{gated}",
+                    shared.intermediate_size
+                ));
             }
             let per_rank: Vec<_> = layer.bytes_per_rank.iter().map(|&b| bytes(b)).collect();
-            lines.push(format!("  per rank    {} ({})", per_rank.join(", "), self.strategy));
+            lines.push(format!(
+                "  per rank    {} ({})",
+                per_rank.join(", "),
+                self.strategy
+            ));
             if let Some(reason) = &layer.unsupported {
                 lines.push(format!("  not supported: {reason}"));
             }
@@ -199,7 +218,10 @@ impl Report {
 fn describe_router(router: &RouterSpec) -> String {
     let mut parts = vec![format!("{:?}, {:?}", router.scoring, router.selection)];
     if let Some(groups) = router.groups {
-        parts.push(format!("{} of {} groups by {:?}", groups.top_groups, groups.num_groups, groups.score));
+        parts.push(format!(
+            "{} of {} groups by {:?}",
+            groups.top_groups, groups.num_groups, groups.score
+        ));
     }
     for (set, what) in [
         (router.renormalize, "renormalized"),

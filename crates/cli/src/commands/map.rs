@@ -62,9 +62,9 @@ impl Map {
             Some(file) => merge(&self.options, file, &[])?,
             None => self.options,
         };
-        let experts = options
-            .experts
-            .ok_or_else(|| CliError::usage("`--experts` is missing: the number of logical experts"))?;
+        let experts = options.experts.ok_or_else(|| {
+            CliError::usage("`--experts` is missing: the number of logical experts")
+        })?;
         let topology = options.group.topology()?;
         let table = table(&options, experts, topology)?;
         let report = Report::of(&table);
@@ -80,7 +80,12 @@ fn table(options: &MapOptions, experts: usize, topology: Topology) -> Result<Rou
     let request = options.group.request(1, experts, &topology)?;
     let plan = options.group.strategy()?.plan(&request)?;
     let placement = plan.layers()[0].clone();
-    Ok(RoutingTable::new(placement, topology, options.shared.unwrap_or(0), 0)?)
+    Ok(RoutingTable::new(
+        placement,
+        topology,
+        options.shared.unwrap_or(0),
+        0,
+    )?)
 }
 
 impl Report {
@@ -115,14 +120,29 @@ impl Report {
             table.num_shared_experts()
         ))?;
         for rank in &self.ranks {
-            print_line(&format!("rank {}: {} local experts", rank.rank, rank.num_local_experts))?;
-            print_line(&format!("  local_to_global    {}", list(&rank.local_to_global)))?;
+            print_line(&format!(
+                "rank {}: {} local experts",
+                rank.rank, rank.num_local_experts
+            ))?;
+            print_line(&format!(
+                "  local_to_global    {}",
+                list(&rank.local_to_global)
+            ))?;
             print_line(&format!("  expert_map         {}", list(&rank.expert_map)))?;
             print_line(&format!("  expert_mask        {}", list(&rank.expert_mask)))?;
         }
-        print_line(&format!("global_to_physical   {}", list(&self.global_to_physical)))?;
-        print_line(&format!("physical_to_global   {}", list(&self.physical_to_global)))?;
-        print_line(&format!("replica_counts       {}", list(&self.replica_counts)))
+        print_line(&format!(
+            "global_to_physical   {}",
+            list(&self.global_to_physical)
+        ))?;
+        print_line(&format!(
+            "physical_to_global   {}",
+            list(&self.physical_to_global)
+        ))?;
+        print_line(&format!(
+            "replica_counts       {}",
+            list(&self.replica_counts)
+        ))
     }
 }
 

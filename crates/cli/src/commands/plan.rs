@@ -91,13 +91,14 @@ impl Plan {
             .load
             .as_deref()
             .ok_or_else(|| CliError::usage("`--load` is missing: a file with the observed load"))?;
-        let trace = load_file::read(path)?;
-        let load = trace.total();
+        let observed = load_file::read(path)?;
+        let load = observed.total();
         let current = options.current.as_deref().map(read_placement).transpose()?;
         let topology = options.group.topology()?;
-        let request = options
-            .request(&load, &topology, current.as_ref())?
-            .with_trace(&trace)?;
+        let mut request = options.request(&load, &topology, current.as_ref())?;
+        if let Some(trace) = observed.trace() {
+            request = request.with_trace(trace)?;
+        }
 
         let strategy = options.group.strategy()?;
         let start = Instant::now();
@@ -221,7 +222,9 @@ impl Report {
             "layer  balancedness    max load   mean load  slots  duplicates  moved".to_owned(),
         ];
         let names = (0..self.layers.len()).map(|l| l.to_string());
-        let entries = names.zip(&self.layers).chain([("all".to_owned(), &self.aggregate)]);
+        let entries = names
+            .zip(&self.layers)
+            .chain([("all".to_owned(), &self.aggregate)]);
         for (name, entry) in entries {
             let moved = entry.slots_moved.map_or("-".to_owned(), |m| m.to_string());
             lines.push(format!(

@@ -9,51 +9,58 @@ use assert_cmd::Command;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-pub fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     repository().join("examples/checkpoints").join(name)
 }
 
 /// A checkpoint that a clone does not have; tests that use it pass without.
-pub fn shared(name: &str) -> Option<PathBuf> {
+pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     let path = repository().join("../shared/checkpoints").join(name);
     path.exists().then_some(path)
 }
 
 /// The command, run from the root of the repository.
-pub fn moekit<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
+pub(crate) fn moekit<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     let mut command = Command::cargo_bin("moekit").expect("the binary is built with the tests");
     command.current_dir(repository()).args(args);
     command
 }
 
 /// Stdout of a run that must succeed.
-pub fn stdout<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
+pub(crate) fn stdout<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     let output = moekit(args).assert().success().get_output().stdout.clone();
     String::from_utf8(output).expect("stdout is UTF-8")
 }
 
 /// The one JSON document on stdout of a run that must succeed.
-pub fn json<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Value {
+pub(crate) fn json<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Value {
     serde_json::from_str(&stdout(args)).expect("stdout is one JSON document")
 }
 
 /// Stderr of a run that must fail without a panic, in one line of single spaces.
-pub fn failure<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
+pub(crate) fn failure<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     let assert = moekit(args).assert().failure();
     let output = assert.get_output();
-    assert!(output.stdout.is_empty(), "nothing on stdout: {:?}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.stdout.is_empty(),
+        "nothing on stdout: {:?}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!text.contains("panicked"), "{text}");
     // miette wraps lines and draws a bar in front of them.
-    text.replace(['│', '×', '╰', '─', '▶'], " ").split_whitespace().collect::<Vec<_>>().join(" ")
+    text.replace(['│', '×', '╰', '─', '▶'], " ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The float and integer tensors of a file, as f64.
-pub fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
+pub(crate) fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
     let bytes = std::fs::read(path).expect("the file exists");
     let file = SafeTensors::deserialize(&bytes).expect("it is a safetensors file");
     file.tensors()
@@ -78,7 +85,7 @@ pub fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
 }
 
 /// `|a - b| / |b|`, Frobenius.
-pub fn relative_error(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let difference: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
     let norm: f64 = b.iter().map(|b| b * b).sum();

@@ -1,0 +1,52 @@
+use std::sync::Arc;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::KernelError;
+
+/// Runs the kernels of this crate, on the threads that it was given.
+///
+/// Results do not depend on the number of threads, nor on which rows share a batch.
+#[derive(Clone, Debug, Default)]
+pub struct CpuKernel {
+    /// `None`: the pool of the calling thread, by default rayon's global one.
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl CpuKernel {
+    /// A kernel with threads of its own, which its clones share.
+    ///
+    /// # Errors
+    ///
+    /// If `threads` is 0 or the system does not give that many.
+    pub fn with_threads(threads: usize) -> Result<Self, KernelError> {
+        let error = |message: String| KernelError::Threads { threads, message };
+        if threads == 0 {
+            return Err(error("at least 1 is needed".to_owned()));
+        }
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("moekit-{i}"))
+            .build()
+            .map_err(|e| error(e.to_string()))?;
+        Ok(Self {
+            pool: Some(Arc::new(pool)),
+        })
+    }
+
+    /// Threads that share the work.
+    pub fn num_threads(&self) -> usize {
+        match &self.pool {
+            Some(pool) => pool.current_num_threads(),
+            None => rayon::current_num_threads(),
+        }
+    }
+
+    /// Runs `work`, and what it does in parallel, on the threads of this kernel.
+    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! dev
+#![allow(missing_docs, dead_code)]
+pub mod certificate_draft;
+mod connect;
+mod counts;
+mod greedy;
+mod heap;
+mod plan;
+mod problem;
+mod search;
+mod seed;
+mod state;
+pub use plan::{LayerPlan, Planner};
+pub use problem::{LayerProblem, PlanError, Settings};

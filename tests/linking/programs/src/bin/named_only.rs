@@ -1,0 +1,5 @@
+//! Names the plugin in Cargo.toml and nowhere else.
+
+fn main() {
+    programs::report();
+}

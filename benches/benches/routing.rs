@@ -26,7 +26,9 @@ fn table() -> RoutingTable {
 
 fn topk_ids() -> Vec<i64> {
     let mut rng = rng(2);
-    (0..TOKENS * TOP_K).map(|_| rng.random_range(0..DEEPSEEK_V3.1 as i64)).collect()
+    (0..TOKENS * TOP_K)
+        .map(|_| rng.random_range(0..DEEPSEEK_V3.1 as i64))
+        .collect()
 }
 
 /// Every table of one layer of DeepSeek-V3 on 32 ranks.
@@ -44,7 +46,9 @@ fn build_table(bencher: divan::Bencher<'_, '_>) {
 fn global_to_local(bencher: divan::Bencher<'_, '_>) {
     let (table, ids) = (table(), topk_ids());
     bencher.counter(ItemsCount::new(ids.len())).bench(|| {
-        ids.iter().filter(|&&id| table.map_global_to_local(Rank::new(3), id).is_some()).count()
+        ids.iter()
+            .filter(|&&id| table.map_global_to_local(Rank::new(3), id).is_some())
+            .count()
     });
 }
 

@@ -17,7 +17,11 @@ pub fn rng(seed: u64) -> impl Rng {
 /// # Errors
 ///
 /// If a dimension is zero.
-pub fn lognormal_load(layers: usize, experts: usize, seed: u64) -> Result<ExpertLoad, PlacementError> {
+pub fn lognormal_load(
+    layers: usize,
+    experts: usize,
+    seed: u64,
+) -> Result<ExpertLoad, PlacementError> {
     let mut rng = rng(seed);
     let values = (0..layers * experts)
         .map(|_| {

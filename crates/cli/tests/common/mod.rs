@@ -91,3 +91,76 @@ pub(crate) fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     let norm: f64 = b.iter().map(|b| b * b).sum();
     (difference / norm).sqrt()
 }
+
+/// Runs on a checkpoint's own reference inputs; returns output tensors and report.
+fn run_on_reference(
+    checkpoint: &Path,
+    args: &[&str],
+) -> (BTreeMap<String, (Vec<usize>, Vec<f64>)>, Value) {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out.safetensors");
+    let input = checkpoint.join("reference.safetensors");
+    let base = [
+        "run",
+        checkpoint.to_str().unwrap(),
+        "--input",
+        input.to_str().unwrap(),
+        "--output",
+        output.to_str().unwrap(),
+        "--json",
+    ];
+    let report = json(&[&base[..], args].concat());
+    (tensors(&output), report)
+}
+
+/// Ids as sets of rows, weights by id, outputs within a relative Frobenius error.
+pub(crate) fn compare(checkpoint: &Path, args: &[&str], tolerance: f64) -> Value {
+    let reference = tensors(&checkpoint.join("reference.safetensors"));
+    let (got, report) = run_on_reference(checkpoint, args);
+    let outputs: Vec<_> = reference
+        .keys()
+        .filter(|k| k.ends_with(".output"))
+        .collect();
+    assert!(!outputs.is_empty());
+    for name in outputs {
+        let layer = name.trim_end_matches(".output");
+        let error = relative_error(&got[name].1, &reference[name].1);
+        assert!(
+            error <= tolerance,
+            "{name} with {args:?}: relative error {error:e}"
+        );
+
+        let ids = format!("{layer}.topk_ids");
+        let weights = format!("{layer}.topk_weights");
+        let top_k = reference[&ids].0[1];
+        assert_eq!(got[&ids].0, reference[&ids].0);
+        let rows = |t: &BTreeMap<String, (Vec<usize>, Vec<f64>)>| -> Vec<BTreeMap<u64, f64>> {
+            let pairs = t[&ids]
+                .1
+                .iter()
+                .map(|&id| id as u64)
+                .zip(t[&weights].1.iter().copied());
+            pairs
+                .collect::<Vec<_>>()
+                .chunks(top_k)
+                .map(|row| row.iter().copied().collect())
+                .collect()
+        };
+        for (got, expected) in rows(&got).iter().zip(rows(&reference)) {
+            assert_eq!(
+                got.keys().collect::<Vec<_>>(),
+                expected.keys().collect::<Vec<_>>()
+            );
+            for (id, weight) in expected {
+                assert!(
+                    (got[&id] - weight).abs() <= tolerance,
+                    "{name} with {args:?}"
+                );
+            }
+        }
+        for row in got[&weights].1.chunks(top_k) {
+            assert!(row.is_sorted_by(|a, b| a >= b), "weights descend");
+        }
+    }
+    report
+}

@@ -13,9 +13,14 @@ impl Exchange {
         values: Vec<f32>,
     ) -> Result<Vec<f32>, FusedMoeError> {
         self.check_length(values.len(), self.hidden_size)?;
-        let counts: Vec<usize> = self.received.iter().map(|rows| rows * self.hidden_size).collect();
-        let blocks =
-            comm.all_to_all_values(values, &counts).map_err(FusedMoeError::dispatch)?;
+        let counts: Vec<usize> = self
+            .received
+            .iter()
+            .map(|rows| rows * self.hidden_size)
+            .collect();
+        let blocks = comm
+            .all_to_all_values(values, &counts)
+            .map_err(FusedMoeError::dispatch)?;
 
         let width = self.hidden_size;
         let mut output = vec![0.0; self.num_tokens * width];
@@ -52,9 +57,14 @@ impl Exchange {
             }
             counts.push(send.len() - start);
         }
-        let blocks = comm.all_to_all_values(send, &counts).map_err(FusedMoeError::dispatch)?;
+        let blocks = comm
+            .all_to_all_values(send, &counts)
+            .map_err(FusedMoeError::dispatch)?;
         let filled = |ids: &[i64]| ids.iter().filter(|&&id| id >= 0).count();
-        self.check_returned(&blocks, self.sent.iter().map(|sent| filled(&sent.local_ids)))?;
+        self.check_returned(
+            &blocks,
+            self.sent.iter().map(|sent| filled(&sent.local_ids)),
+        )?;
         Ok(self.sum_slots(&blocks))
     }
 
@@ -76,7 +86,9 @@ impl Exchange {
         let mut output = vec![0.0; self.num_tokens * width];
         let tokens = slots.chunks_exact((self.top_k * width).max(1));
         for (sum, slots) in output.chunks_exact_mut(width.max(1)).zip(tokens) {
-            slots.chunks_exact(width.max(1)).for_each(|slot| add(sum, slot));
+            slots
+                .chunks_exact(width.max(1))
+                .for_each(|slot| add(sum, slot));
         }
         output
     }
@@ -110,5 +122,7 @@ impl Exchange {
 }
 
 fn add(sum: &mut [f32], row: &[f32]) {
-    sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    sum.iter_mut()
+        .zip(row)
+        .for_each(|(sum, value)| *sum += value);
 }

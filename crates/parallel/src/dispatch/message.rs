@@ -4,8 +4,7 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, pod_collect_to_vec};
 use half::bf16;
-use moekit_fused_moe::{FusedMoeError, HiddenRows, RankTokens, RoutedTokens};
-use moekit_kernels::Rows;
+use moekit_fused_moe::{FusedMoeError, HiddenRows, RankTokens, RoutedTokens, Rows};
 use moekit_routing::Rank;
 
 /// What sender and receiver must agree on, and the number of rows.
@@ -65,7 +64,9 @@ pub(super) fn pack(
 
 fn put_rows<T: Pod>(bytes: &mut Vec<u8>, values: &[T], width: usize, tokens: &[usize]) {
     for &token in tokens {
-        bytes.extend_from_slice(bytemuck::cast_slice(&values[token * width..(token + 1) * width]));
+        bytes.extend_from_slice(bytemuck::cast_slice(
+            &values[token * width..(token + 1) * width],
+        ));
     }
 }
 
@@ -102,15 +103,21 @@ impl Received {
                 bytes.len()
             ))
         };
-        let (header, rest) = bytes.split_at_checked(size_of::<Message>()).ok_or_else(broken)?;
+        let (header, rest) = bytes
+            .split_at_checked(size_of::<Message>())
+            .ok_or_else(broken)?;
         let header: Message = bytemuck::pod_read_unaligned(header);
         self.check(source, header)?;
 
         let rows = usize::try_from(header.num_rows).map_err(|_| broken())?;
-        let slots = (header.top_k as usize).checked_mul(rows).ok_or_else(broken)?;
+        let slots = (header.top_k as usize)
+            .checked_mul(rows)
+            .ok_or_else(broken)?;
         let (ids, rest) = part::<i64>(rest, slots).ok_or_else(broken)?;
         let (weights, rest) = part::<f32>(rest, slots).ok_or_else(broken)?;
-        let values = (header.hidden_size as usize).checked_mul(rows).ok_or_else(broken)?;
+        let values = (header.hidden_size as usize)
+            .checked_mul(rows)
+            .ok_or_else(broken)?;
         let rest = match &mut self.hidden {
             HiddenRows::F32(hidden) => take::<f32>(hidden.to_mut(), rest, values),
             HiddenRows::Bf16(hidden) => take::<bf16>(hidden.to_mut(), rest, values),
@@ -128,7 +135,11 @@ impl Received {
     fn check(&self, source: Rank, header: Message) -> Result<(), FusedMoeError> {
         let own = self.header;
         for (what, theirs, ours) in [
-            ("the routing table of generation", header.generation, own.generation),
+            (
+                "the routing table of generation",
+                header.generation,
+                own.generation,
+            ),
             ("a hidden size of", header.hidden_size, own.hidden_size),
             ("slots per token:", header.top_k, own.top_k),
             ("bytes per value:", header.value_size, own.value_size),
@@ -154,7 +165,11 @@ fn take<'a, T: Pod>(out: &mut Vec<T>, bytes: &'a [u8], count: usize) -> Option<&
     let (values, rest) = bytes.split_at_checked(count.checked_mul(size_of::<T>())?)?;
     match bytemuck::try_cast_slice(values) {
         Ok(aligned) => out.extend_from_slice(aligned),
-        Err(_) => out.extend(values.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>)),
+        Err(_) => out.extend(
+            values
+                .chunks_exact(size_of::<T>())
+                .map(bytemuck::pod_read_unaligned::<T>),
+        ),
     }
     Some(rest)
 }

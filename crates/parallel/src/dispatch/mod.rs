@@ -7,8 +7,8 @@ use std::error::Error;
 use std::sync::Arc;
 
 use moekit_fused_moe::{
-    DispatchHandle, Dispatched, ExpertOutputs, FusedMoeError, HiddenRows, RankTokens,
-    RoutedTokens, TokenDispatcher,
+    DispatchHandle, Dispatched, ExpertOutputs, FusedMoeError, HiddenRows, RankTokens, RoutedTokens,
+    TokenDispatcher,
 };
 use moekit_routing::Rank;
 
@@ -24,8 +24,7 @@ use crate::{Communicator, CommunicatorExt};
 ///
 /// ```
 /// use std::sync::Arc;
-/// use moekit_fused_moe::{ExpertOutputs, RoutedTokens, TokenDispatcher};
-/// use moekit_kernels::Rows;
+/// use moekit_fused_moe::{ExpertOutputs, RoutedTokens, Rows, TokenDispatcher};
 /// use moekit_parallel::{Communicator, EpDispatcher, ThreadGroup};
 /// use moekit_routing::{Placement, RoutingTable, Topology};
 ///
@@ -79,7 +78,10 @@ impl TokenDispatcher for EpDispatcher {
     }
 
     fn exchange_counts(&self, counts: &[u64]) -> Result<Vec<u64>, FusedMoeError> {
-        let gathered = self.comm.all_gather_values(counts.to_vec()).map_err(FusedMoeError::dispatch)?;
+        let gathered = self
+            .comm
+            .all_gather_values(counts.to_vec())
+            .map_err(FusedMoeError::dispatch)?;
         if let Some(rank) = gathered.counts().iter().position(|&n| n != counts.len()) {
             return Err(FusedMoeError::dispatch(format!(
                 "rank {rank} counts tokens of {} experts, rank {} of {}",
@@ -121,7 +123,12 @@ impl TokenDispatcher for EpDispatcher {
         };
         let hidden: HiddenRows<'a> = received.hidden;
         let handle = DispatchHandle::new(exchange);
-        Ok(Dispatched::new(hidden, received.local_ids, received.weights, handle))
+        Ok(Dispatched::new(
+            hidden,
+            received.local_ids,
+            received.weights,
+            handle,
+        ))
     }
 
     fn combine(

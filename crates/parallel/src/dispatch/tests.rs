@@ -1,4 +1,4 @@
-use moekit_kernels::Rows;
+use moekit_fused_moe::Rows;
 use moekit_routing::{Placement, RoutingTable, Topology};
 use proptest::prelude::*;
 
@@ -45,12 +45,22 @@ fn run(
     let rows = Rows::F32(&batch.hidden);
     let tokens = RoutedTokens::new(rows, WIDTH, &batch.ids, &batch.weights, top_k, table)?;
     let dispatched = dispatcher.dispatch(&tokens)?;
-    let Rows::F32(hidden) = dispatched.hidden.as_rows() else { panic!("f32 in, f32 out") };
+    let Rows::F32(hidden) = dispatched.hidden.as_rows() else {
+        panic!("f32 in, f32 out")
+    };
     let local = table.local_to_global(dispatcher.rank()).unwrap();
     let mut outputs = Vec::new();
-    for (row, slots) in hidden.chunks(WIDTH).zip(dispatched.local_ids.chunks(top_k).zip(dispatched.weights.chunks(top_k))) {
+    for (row, slots) in hidden.chunks(WIDTH).zip(
+        dispatched
+            .local_ids
+            .chunks(top_k)
+            .zip(dispatched.weights.chunks(top_k)),
+    ) {
         let slot = |(&id, &weight): (&i64, &f32)| match usize::try_from(id) {
-            Ok(id) => row.iter().map(|x| weight * (local[id].index() + 1) as f32 * x).collect(),
+            Ok(id) => row
+                .iter()
+                .map(|x| weight * (local[id].index() + 1) as f32 * x)
+                .collect(),
             Err(_) => vec![0.0; WIDTH],
         };
         let slots: Vec<Vec<f32>> = slots.0.iter().zip(slots.1).map(slot).collect();
@@ -110,12 +120,20 @@ fn ranks_that_disagree_get_an_error() {
         let generation = comm.rank().index() as u64;
         let placement = Placement::from_ranks(2, &ranks).unwrap();
         let table = RoutingTable::new(placement, Topology::new(2).unwrap(), 0, generation).unwrap();
-        let batch = Batch { hidden: vec![1.0; WIDTH], ids: vec![0], weights: vec![1.0] };
+        let batch = Batch {
+            hidden: vec![1.0; WIDTH],
+            ids: vec![0],
+            weights: vec![1.0],
+        };
         run(&EpDispatcher::new(Arc::new(comm)), &batch, &table, 1, false)
     })
     .unwrap_err()
     .to_string();
-    assert!(error.contains("routing table of generation 1, this rank with 0") || error.contains("generation 0, this rank with 1"), "{error}");
+    assert!(
+        error.contains("routing table of generation 1, this rank with 0")
+            || error.contains("generation 0, this rank with 1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -124,7 +142,11 @@ fn an_aborted_pass_wakes_the_others() {
     let error = ThreadGroup::run(2, |comm| {
         let rank = comm.rank().index();
         let dispatcher = EpDispatcher::new(Arc::new(comm));
-        let batch = Batch { hidden: vec![1.0; WIDTH], ids: vec![rank as i64 * 7], weights: vec![1.0] };
+        let batch = Batch {
+            hidden: vec![1.0; WIDTH],
+            ids: vec![rank as i64 * 7],
+            weights: vec![1.0],
+        };
         let result = run(&dispatcher, &batch, &table, 1, false);
         if let Err(error) = &result {
             dispatcher.abort(error);
@@ -133,7 +155,10 @@ fn an_aborted_pass_wakes_the_others() {
     })
     .unwrap_err()
     .to_string();
-    assert!(error.contains("physical id 7 of token 0 is not a slot"), "{error}");
+    assert!(
+        error.contains("physical id 7 of token 0 is not a slot"),
+        "{error}"
+    );
 }
 
 #[test]

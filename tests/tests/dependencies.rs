@@ -1,5 +1,7 @@
 //! Who may know whom: the dependency rules of the workspace.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

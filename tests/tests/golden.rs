@@ -1,5 +1,7 @@
 //! Placements and tables as other engines and earlier versions have them.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use moekit_placement::{
     ModelPlacement, Placement, PlacementFile, PlacementRequest, PlacementStrategy, Topology,
 };

@@ -1,5 +1,7 @@
 //! Which plugins survive the linker: the programs of `tests/linking`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::process::Command;
 use std::sync::OnceLock;
 

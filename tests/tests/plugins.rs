@@ -1,5 +1,7 @@
 //! The example plugins, tested and run as their authors would.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::process::{Command, Output};
 
 use moekit_placement::{ModelPlacement, PlacementFile};
@@ -50,4 +52,49 @@ fn a_misspelled_strategy_gets_the_plugins_name() {
         stderr.contains("did you mean `snake`?; linked are: snake."),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_backend_conforms_and_is_chosen_by_the_checkpoint() {
+    let plugin = Nested::new("plugins/quant-int8-rows", env!("CARGO_TARGET_TMPDIR")).unwrap();
+
+    let (output, stdout, stderr) = run(&mut plugin.cargo("test"));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for module in ["symmetric", "with_zero_points"] {
+        let line = format!("test {module}::fills_every_slot ... ok");
+        assert!(stdout.contains(&line), "{stdout}");
+    }
+
+    let (output, stdout, stderr) = run(plugin.cargo("run").args(["--", "config.json"]));
+    assert!(output.status.success(), "{stderr}");
+    // Half a step of the largest scale, (1 + 1) / 255.
+    assert_eq!(stdout, "int8_rows: 4 experts read back within 0.0039\n");
+}
+
+/// What a backend has in its manifest is all that it can name.
+#[test]
+fn a_backend_cannot_reach_placement_or_layer() {
+    let reach = Nested::new("ui/reach", env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (output, _, stderr) = run(reach.cargo("build").args(["--bin", "routing"]));
+    assert!(output.status.success(), "{stderr}");
+    for (program, message) in [
+        (
+            "placement",
+            "use of unresolved module or unlinked crate `moekit_placement`",
+        ),
+        (
+            "layer",
+            "use of unresolved module or unlinked crate `moekit_fused_moe`",
+        ),
+        (
+            "strategy",
+            "no method named `strategy` found for reference `&dyn ExpertRouting`",
+        ),
+    ] {
+        let (output, _, stderr) = run(reach.cargo("build").args(["--bin", program]));
+        assert!(
+            !output.status.success() && stderr.contains(message),
+            "{stderr}"
+        );
+    }
 }

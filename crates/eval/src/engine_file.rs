@@ -35,8 +35,12 @@ pub enum Engine {
 
 impl Engine {
     /// All of them.
-    pub const ALL: &'static [Self] =
-        &[Self::Sglang, Self::TensorRtLlm, Self::Vllm, Self::VllmAscend];
+    pub const ALL: &'static [Self] = &[
+        Self::Sglang,
+        Self::TensorRtLlm,
+        Self::Vllm,
+        Self::VllmAscend,
+    ];
 
     /// The name that a command line uses.
     pub fn name(self) -> &'static str {
@@ -187,7 +191,10 @@ pub fn write(
     placement: &ModelPlacement,
     layers: &ModelLayers,
 ) -> Result<(), EvalError> {
-    file::write_whole(path.as_ref(), to_text(engine, placement, layers)?.as_bytes())
+    file::write_whole(
+        path.as_ref(),
+        to_text(engine, placement, layers)?.as_bytes(),
+    )
 }
 
 /// SGLang passes the keys of the object on as arguments: there may be no other. Layers that are
@@ -258,7 +265,10 @@ fn vllm_ascend(placement: &ModelPlacement) -> Result<String, EvalError> {
             let mut sorted = experts;
             sorted.sort_unstable();
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                let got = format!("rank {r} of layer {l} holds logical expert {} twice", pair[0]);
+                let got = format!(
+                    "rank {r} of layer {l} holds logical expert {} twice",
+                    pair[0]
+                );
                 return Err(engine.refuses("no expert twice on a rank", got));
             }
         }
@@ -301,7 +311,11 @@ fn even_slots(engine: Engine, placement: &ModelPlacement) -> Result<usize, EvalE
 }
 
 fn slot_experts(layer: &Placement) -> Vec<usize> {
-    layer.physical_to_logical().iter().map(|e| e.index()).collect()
+    layer
+        .physical_to_logical()
+        .iter()
+        .map(|e| e.index())
+        .collect()
 }
 
 /// The experts of each rank, slot by slot.

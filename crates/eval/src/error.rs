@@ -44,7 +44,7 @@ pub enum EvalError {
         /// The step of a trace.
         step: Option<usize>,
         /// What is wrong.
-        source: PlacementError,
+        source: Box<PlacementError>,
     },
     /// Another engine cannot take a placement.
     #[error("{engine} takes a placement only with {rule}: {got}")]

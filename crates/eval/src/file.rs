@@ -38,9 +38,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
     // Readable by whom the umask lets, as any other new file; the default is the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder
-        .tempfile_in(folder)
-        .map_err(EvalError::io(folder))?;
+    let mut file = builder.tempfile_in(folder).map_err(EvalError::io(folder))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(EvalError::io(path))?;

@@ -58,7 +58,10 @@ mod tests {
         ] {
             std::fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err().to_string();
-            assert!(error.contains("plan.json") && error.contains(part), "{error}");
+            assert!(
+                error.contains("plan.json") && error.contains(part),
+                "{error}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
 //! The files for other engines, read back by the rules of those engines.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 
@@ -10,11 +11,19 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 fn table(layer: &Placement) -> RoutingTable {
-    RoutingTable::new(layer.clone(), Topology::new(layer.num_ranks()).unwrap(), 0, 0).unwrap()
+    RoutingTable::new(
+        layer.clone(),
+        Topology::new(layer.num_ranks()).unwrap(),
+        0,
+        0,
+    )
+    .unwrap()
 }
 
 fn model(layers: &[&[&[usize]]], experts: usize) -> ModelPlacement {
-    let layers = layers.iter().map(|ranks| Placement::from_ranks(experts, ranks).unwrap());
+    let layers = layers
+        .iter()
+        .map(|ranks| Placement::from_ranks(experts, ranks).unwrap());
     ModelPlacement::new(layers.collect()).unwrap()
 }
 
@@ -34,7 +43,11 @@ mod sglang {
         let file: File = serde_json::from_str(text).unwrap();
         let (experts, ranks) = (placement.num_logical_experts(), placement.num_ranks());
         let rows = file.physical_to_logical_map;
-        assert_eq!(rows.len(), layers.num_layers(), "a row per layer of the model");
+        assert_eq!(
+            rows.len(),
+            layers.num_layers(),
+            "a row per layer of the model"
+        );
         let slots = rows[0].len();
         assert_eq!(slots % ranks, 0, "num_physical_experts % ep_size == 0");
         for row in &rows {
@@ -50,7 +63,10 @@ mod sglang {
             for (slot, &expert) in rows[row].iter().enumerate() {
                 let slot_id = PhysicalExpert::new(slot);
                 assert_eq!(table.logical_of(slot_id), Some(LogicalExpert::new(expert)));
-                assert_eq!(table.owner(slot_id), Some(Rank::new(slot / (slots / ranks))));
+                assert_eq!(
+                    table.owner(slot_id),
+                    Some(Rank::new(slot / (slots / ranks)))
+                );
             }
         }
     }
@@ -78,7 +94,10 @@ mod tensorrt_llm {
         assert!(file.num_slots >= placement.num_logical_experts());
         let keys: Vec<usize> = file.initial_global_assignments.keys().copied().collect();
         assert_eq!(keys, layers.moe_layers());
-        for (assignment, layer) in file.initial_global_assignments.values().zip(placement.layers())
+        for (assignment, layer) in file
+            .initial_global_assignments
+            .values()
+            .zip(placement.layers())
         {
             assert_eq!(assignment.len(), file.num_slots);
             let local = file.num_slots / ranks;
@@ -104,8 +123,15 @@ mod vllm {
 
     pub(super) fn check(text: &str, placement: &ModelPlacement) {
         let file: File = serde_json::from_str(text).unwrap();
-        assert_eq!(file.expert_to_ep_rank.len(), placement.num_logical_experts());
-        assert!(file.expert_to_ep_rank.iter().all(|&r| r < placement.num_ranks()));
+        assert_eq!(
+            file.expert_to_ep_rank.len(),
+            placement.num_logical_experts()
+        );
+        assert!(
+            file.expert_to_ep_rank
+                .iter()
+                .all(|&r| r < placement.num_ranks())
+        );
         for layer in placement.layers() {
             for rank in 0..placement.num_ranks() {
                 let ranks = file.expert_to_ep_rank.iter().enumerate();
@@ -177,27 +203,29 @@ mod vllm_ascend {
 
 /// A model of even ranks; with replicas only if `redundant` is not 0.
 fn any_model() -> impl Strategy<Value = (ModelPlacement, ModelLayers)> {
-    (1usize..5, 1usize..5, 1usize..4, any::<bool>()).prop_flat_map(|(ranks, slots, layers, free)| {
-        let total = ranks * slots;
-        (1..=total, 0usize..3).prop_flat_map(move |(experts, dense)| {
-            let experts = if free { experts } else { total };
-            let fill = prop::collection::vec(0..experts, total - experts);
-            let layer = fill
-                .prop_flat_map(move |fill| {
-                    let slots: Vec<usize> = (0..experts).chain(fill).collect();
-                    Just(slots).prop_shuffle()
+    (1usize..5, 1usize..5, 1usize..4, any::<bool>()).prop_flat_map(
+        |(ranks, slots, layers, free)| {
+            let total = ranks * slots;
+            (1..=total, 0usize..3).prop_flat_map(move |(experts, dense)| {
+                let experts = if free { experts } else { total };
+                let fill = prop::collection::vec(0..experts, total - experts);
+                let layer = fill
+                    .prop_flat_map(move |fill| {
+                        let slots: Vec<usize> = (0..experts).chain(fill).collect();
+                        Just(slots).prop_shuffle()
+                    })
+                    .prop_map(move |slots_of| {
+                        let offsets = (0..=ranks).map(|r| r * slots).collect();
+                        Placement::new(experts, slots_of, offsets).unwrap()
+                    });
+                prop::collection::vec(layer, layers).prop_map(move |list| {
+                    let moe = (dense..dense + layers).collect();
+                    let layers = ModelLayers::new(dense + layers, moe).unwrap();
+                    (ModelPlacement::new(list).unwrap(), layers)
                 })
-                .prop_map(move |slots_of| {
-                    let offsets = (0..=ranks).map(|r| r * slots).collect();
-                    Placement::new(experts, slots_of, offsets).unwrap()
-                });
-            prop::collection::vec(layer, layers).prop_map(move |list| {
-                let moe = (dense..dense + layers).collect();
-                let layers = ModelLayers::new(dense + layers, moe).unwrap();
-                (ModelPlacement::new(list).unwrap(), layers)
             })
-        })
-    })
+        },
+    )
 }
 
 proptest! {
@@ -246,14 +274,40 @@ fn broken_rules_are_named() {
     };
     let uneven = model(&[&[&[0, 1], &[2, 3]], &[&[0, 1, 2], &[3]]], 4);
     for engine in [Engine::Sglang, Engine::TensorRtLlm, Engine::VllmAscend] {
-        says(engine, &uneven, ["the same number of slots", "rank 0 of layer 1 has 3"]);
+        says(
+            engine,
+            &uneven,
+            ["the same number of slots", "rank 0 of layer 1 has 3"],
+        );
     }
-    says(Engine::Vllm, &uneven, ["same ranks", "expert 2 is on rank 1 in layer 0 and on rank 0"]);
+    says(
+        Engine::Vllm,
+        &uneven,
+        [
+            "same ranks",
+            "expert 2 is on rank 1 in layer 0 and on rank 0",
+        ],
+    );
     let replicas = model(&[&[&[0, 1], &[1, 2]]], 3);
-    says(Engine::Vllm, &replicas, ["vLLM takes a placement only", "expert 1 of layer 0 has 2"]);
+    says(
+        Engine::Vllm,
+        &replicas,
+        ["vLLM takes a placement only", "expert 1 of layer 0 has 2"],
+    );
     let twice = model(&[&[&[0, 1], &[2, 2]]], 3);
-    says(Engine::VllmAscend, &twice, ["twice on a rank", "rank 1 of layer 0 holds logical expert 2"]);
-    says(Engine::VllmAscend, &model(&[&[&[0]]], 1), ["two or more ranks", "has 1"]);
+    says(
+        Engine::VllmAscend,
+        &twice,
+        [
+            "twice on a rank",
+            "rank 1 of layer 0 holds logical expert 2",
+        ],
+    );
+    says(
+        Engine::VllmAscend,
+        &model(&[&[&[0]]], 1),
+        ["two or more ranks", "has 1"],
+    );
 }
 
 #[test]
@@ -272,8 +326,15 @@ fn layers_of_the_model_are_checked() {
         let error = ModelLayers::new(2, moe.clone()).unwrap_err().to_string();
         assert!(error.contains(&format!("{moe:?}")), "{error}");
     }
-    let dense_first = to_text(Engine::Sglang, &placement, &ModelLayers::new(2, vec![1]).unwrap());
-    assert_eq!(dense_first.unwrap(), "{\"physical_to_logical_map\":[[0],[0]]}\n");
+    let dense_first = to_text(
+        Engine::Sglang,
+        &placement,
+        &ModelLayers::new(2, vec![1]).unwrap(),
+    );
+    assert_eq!(
+        dense_first.unwrap(),
+        "{\"physical_to_logical_map\":[[0],[0]]}\n"
+    );
 }
 
 #[test]
@@ -282,7 +343,10 @@ fn engines_have_names() {
         assert_eq!(engine.name().parse::<Engine>().unwrap(), *engine);
     }
     let error = "sgl".parse::<Engine>().unwrap_err().to_string();
-    assert!(error.contains("`sgl`") && error.contains("vllm-ascend"), "{error}");
+    assert!(
+        error.contains("`sgl`") && error.contains("vllm-ascend"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -290,6 +354,12 @@ fn files_are_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("map.json");
     let placement = model(&[&[&[1], &[0]]], 2);
-    write(&path, Engine::VllmAscend, &placement, &ModelLayers::all_moe(1)).unwrap();
+    write(
+        &path,
+        Engine::VllmAscend,
+        &placement,
+        &ModelLayers::all_moe(1),
+    )
+    .unwrap();
     vllm_ascend::check(&std::fs::read_to_string(&path).unwrap(), &placement);
 }

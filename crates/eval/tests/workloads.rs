@@ -1,4 +1,5 @@
 //! What generated loads look like.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moekit_eval::workload::{FlashCrowd, Profile, Workload};
 use moekit_placement::{LoadTrace, Placement, balance};
@@ -9,7 +10,9 @@ fn layers(trace: &LoadTrace) -> impl Iterator<Item = &[f64]> {
 }
 
 fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
-    let (sum, n) = values.into_iter().fold((0.0, 0), |(sum, n), v| (sum + v, n + 1));
+    let (sum, n) = values
+        .into_iter()
+        .fold((0.0, 0), |(sum, n), v| (sum + v, n + 1));
     sum / f64::from(n)
 }
 
@@ -18,7 +21,10 @@ fn spread(loads: &[f64]) -> (f64, f64) {
     let average = mean(loads.iter().copied());
     let squares: f64 = loads.iter().map(|v| (v - average).powi(2)).sum();
     let most = loads.iter().copied().fold(0.0, f64::max);
-    ((squares / (loads.len() - 1) as f64).sqrt(), most / average - 1.0)
+    (
+        (squares / (loads.len() - 1) as f64).sqrt(),
+        most / average - 1.0,
+    )
 }
 
 /// The greedy plan that the published figures used: a spare slot goes to the expert with the most
@@ -27,7 +33,9 @@ fn greedy_plan(load: &[f64], ranks: usize, slots_per_rank: usize) -> Placement {
     let mut counts = vec![1.0; load.len()];
     for _ in load.len()..ranks * slots_per_rank {
         let key = |e: &usize| load[*e] / counts[*e];
-        let heaviest = (0..load.len()).max_by(|a, b| key(a).total_cmp(&key(b))).unwrap();
+        let heaviest = (0..load.len())
+            .max_by(|a, b| key(a).total_cmp(&key(b)))
+            .unwrap();
         counts[heaviest] += 1.0;
     }
     let mut slots: Vec<(f64, usize)> = (0..load.len())
@@ -36,7 +44,9 @@ fn greedy_plan(load: &[f64], ranks: usize, slots_per_rank: usize) -> Placement {
     slots.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut packs = vec![(0f64, vec![]); ranks];
     for (weight, expert) in slots {
-        let open = packs.iter_mut().filter(|(_, held)| held.len() < slots_per_rank);
+        let open = packs
+            .iter_mut()
+            .filter(|(_, held)| held.len() < slots_per_rank);
         let lightest = open.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
         lightest.0 += weight;
         lightest.1.push(expert);
@@ -57,7 +67,10 @@ fn r1_mt_has_the_published_statistics() {
     let linear: Vec<Vec<usize>> = (0..RANKS).map(|r| (r * 8..r * 8 + 8).collect()).collect();
     let linear = Placement::from_ranks(256, &linear).unwrap();
     let window = trace.window(0..WINDOW).unwrap();
-    let plans: Vec<_> = window.layers().map(|load| greedy_plan(load, RANKS, 9)).collect();
+    let plans: Vec<_> = window
+        .layers()
+        .map(|load| greedy_plan(load, RANKS, 9))
+        .collect();
 
     let on = |placement: &Placement, load: &[f64]| {
         spread(&balance::rank_loads(placement, load).unwrap())
@@ -74,13 +87,28 @@ fn r1_mt_has_the_published_statistics() {
         ("rank std", mean(ranks.iter().map(|r| r.0)), 491.6),
         ("rank imbalance", mean(ranks.iter().map(|r| r.1)), 1.564),
         ("expert std", mean(experts.iter().map(|e| e.0)), 164.1),
-        ("expert imbalance", mean(experts.iter().map(|e| e.1)), 10.948),
-        ("rank std, balanced", mean(balanced.iter().map(|r| r.0)), 52.0),
-        ("rank imbalance, balanced", mean(balanced.iter().map(|r| r.1)), 0.109),
+        (
+            "expert imbalance",
+            mean(experts.iter().map(|e| e.1)),
+            10.948,
+        ),
+        (
+            "rank std, balanced",
+            mean(balanced.iter().map(|r| r.0)),
+            52.0,
+        ),
+        (
+            "rank imbalance, balanced",
+            mean(balanced.iter().map(|r| r.1)),
+            0.109,
+        ),
     ] {
         let ratio = measured / published;
         println!("{what}: {measured:.3}, published {published}, ratio {ratio:.3}");
-        assert!((ratio - 1.0).abs() < 0.1, "{what}: {measured}, published {published}");
+        assert!(
+            (ratio - 1.0).abs() < 0.1,
+            "{what}: {measured}, published {published}"
+        );
     }
 }
 
@@ -88,10 +116,16 @@ fn r1_mt_has_the_published_statistics() {
 fn profiles_have_their_shape() {
     let shares = |profile: &str| {
         let profile: Profile = profile.parse().unwrap();
-        let trace = Workload::new(profile, 64, 1, 1, 1 << 40).unwrap().generate().unwrap();
+        let trace = Workload::new(profile, 64, 1, 1, 1 << 40)
+            .unwrap()
+            .generate()
+            .unwrap();
         let mut layer = trace.steps()[0].layer(0).unwrap().to_vec();
         layer.sort_by(|a, b| b.total_cmp(a));
-        layer.into_iter().map(|v| v / (1u64 << 40) as f64).collect::<Vec<_>>()
+        layer
+            .into_iter()
+            .map(|v| v / (1u64 << 40) as f64)
+            .collect::<Vec<_>>()
     };
     let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-3;
     assert!(shares("uniform").iter().all(|s| near(*s, 1.0 / 64.0)));
@@ -125,7 +159,9 @@ fn drift_mixes_what_it_says() {
             let load = trace.steps()[step].layer(layer).unwrap();
             let logs: Vec<f64> = load.iter().map(|v| v.ln()).collect();
             let average = mean(logs.iter().copied());
-            logs.into_iter().map(move |v| v - average).collect::<Vec<_>>()
+            logs.into_iter()
+                .map(move |v| v - average)
+                .collect::<Vec<_>>()
         };
         let (mut both, mut alone) = (0.0, 0.0);
         for layer in 0..40 {
@@ -142,12 +178,18 @@ fn drift_mixes_what_it_says() {
         let trace = trace(drift);
         for lag in [1, 3] {
             let (got, expected) = (correlation(&trace, lag), (1.0 - drift).powi(lag as i32));
-            assert!((got - expected).abs() < 0.03, "drift {drift}, lag {lag}: {got}");
+            assert!(
+                (got - expected).abs() < 0.03,
+                "drift {drift}, lag {lag}: {got}"
+            );
         }
-        let last = trace.steps()[29].layers().map(|layer| {
-            spread(&layer.iter().map(|v| v.ln()).collect::<Vec<_>>()).0
-        });
-        assert!((mean(last) - 0.8).abs() < 0.04, "the spread of popularity stays");
+        let last = trace.steps()[29]
+            .layers()
+            .map(|layer| spread(&layer.iter().map(|v| v.ln()).collect::<Vec<_>>()).0);
+        assert!(
+            (mean(last) - 0.8).abs() < 0.04,
+            "the spread of popularity stays"
+        );
     }
     assert!(correlation(&trace(1.0), 1).abs() < 0.05);
 }
@@ -155,7 +197,9 @@ fn drift_mixes_what_it_says() {
 /// The index of the largest share.
 fn hottest(trace: &LoadTrace, step: usize, layer: usize) -> usize {
     let load = trace.steps()[step].layer(layer).unwrap();
-    (0..load.len()).max_by(|a, b| load[*a].total_cmp(&load[*b])).unwrap()
+    (0..load.len())
+        .max_by(|a, b| load[*a].total_cmp(&load[*b]))
+        .unwrap()
 }
 
 #[test]
@@ -180,7 +224,11 @@ fn flash_crowds_come_and_go() {
         for step in 0..6 {
             let load = trace.steps()[step].layer(layer).unwrap();
             let top = load[hottest(&trace, step, layer)] / (1u64 << 30) as f64;
-            let expected = if (2..5).contains(&step) { 0.5 + 0.5 / 64.0 } else { 1.0 / 64.0 };
+            let expected = if (2..5).contains(&step) {
+                0.5 + 0.5 / 64.0
+            } else {
+                1.0 / 64.0
+            };
             assert!((top / expected - 1.0).abs() < 0.01, "step {step}: {top}");
         }
         assert_eq!(hottest(&trace, 2, layer), hottest(&trace, 4, layer));
@@ -195,15 +243,39 @@ fn nonsense_is_refused() {
         (new(0, 1, 1, 1).unwrap_err(), "experts is 0"),
         (new(1, 0, 1, 1).unwrap_err(), "layers is 0"),
         (new(1, 1, 0, 1).unwrap_err(), "steps is 0"),
-        (new(usize::MAX, usize::MAX, 2, 1).unwrap_err(), "at most 268435456 values"),
-        (new(1, 1, 1, u64::MAX).unwrap_err(), "tokens is 18446744073709551615"),
-        (Workload::new(Profile::Zipf(f64::NAN), 1, 1, 1, 1).unwrap_err(), "zipf:NaN"),
-        (ok().with_drift(1.5).unwrap_err(), "drift is 1.5, expected 0 to 1"),
-        (ok().with_concentration(0.0).unwrap_err(), "concentration is 0"),
+        (
+            new(usize::MAX, usize::MAX, 2, 1).unwrap_err(),
+            "at most 268435456 values",
+        ),
+        (
+            new(1, 1, 1, u64::MAX).unwrap_err(),
+            "tokens is 18446744073709551615",
+        ),
+        (
+            Workload::new(Profile::Zipf(f64::NAN), 1, 1, 1, 1).unwrap_err(),
+            "zipf:NaN",
+        ),
+        (
+            ok().with_drift(1.5).unwrap_err(),
+            "drift is 1.5, expected 0 to 1",
+        ),
+        (
+            ok().with_concentration(0.0).unwrap_err(),
+            "concentration is 0",
+        ),
         (ok().with_domains(0, 1).unwrap_err(), "domains is 0"),
-        (ok().with_domains(1, 0).unwrap_err(), "steps of a domain is 0"),
-        ("1:2".parse::<FlashCrowd>().unwrap_err(), "START:STEPS:SHARE"),
-        ("1:2:1.5".parse::<FlashCrowd>().unwrap_err(), "1.5, expected 0 to 1"),
+        (
+            ok().with_domains(1, 0).unwrap_err(),
+            "steps of a domain is 0",
+        ),
+        (
+            "1:2".parse::<FlashCrowd>().unwrap_err(),
+            "START:STEPS:SHARE",
+        ),
+        (
+            "1:2:1.5".parse::<FlashCrowd>().unwrap_err(),
+            "1.5, expected 0 to 1",
+        ),
     ] {
         assert!(error.to_string().contains(part), "{error}");
     }

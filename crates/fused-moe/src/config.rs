@@ -91,7 +91,7 @@ impl GateTensors {
     }
 }
 
-/// Configuration of a [`FusedMoe`].
+/// Configuration of a [`FusedMoe`](crate::FusedMoe).
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -114,6 +114,7 @@ pub struct FusedMoeConfig {
     pub(crate) activation: Activation,
     pub(crate) expert_bias: bool,
     pub(crate) shared: Option<SharedExpertsConfig>,
+    pub(crate) sharded_shared: bool,
     pub(crate) routing: Option<Arc<dyn RoutingTableProvider>>,
     pub(crate) dispatcher: Arc<dyn TokenDispatcher>,
     pub(crate) selector: ReplicaSelector,
@@ -147,6 +148,7 @@ impl FusedMoeConfig {
             activation: Activation::SILU,
             expert_bias: false,
             shared: None,
+            sharded_shared: false,
             routing: None,
             dispatcher: Arc::new(Local),
             selector: ReplicaSelector::default(),
@@ -220,8 +222,16 @@ impl FusedMoeConfig {
         self
     }
 
-    /// Where the routing tables come from, usually an
-    /// [`ExpertMapManager`](moekit_placement::ExpertMapManager).
+    /// Whether shared experts that are computed apart are spread over the ranks: each rank holds and
+    /// computes a part of the MLP for the tokens of all ranks. Otherwise every rank holds all of it
+    /// and computes its own tokens.
+    #[must_use]
+    pub fn with_sharded_shared_experts(mut self, sharded: bool) -> Self {
+        self.sharded_shared = sharded;
+        self
+    }
+
+    /// Where the routing tables come from, usually the `ExpertMapManager` of `moekit-placement`.
     #[must_use]
     pub fn with_routing(mut self, routing: Arc<dyn RoutingTableProvider>) -> Self {
         self.routing = Some(routing);

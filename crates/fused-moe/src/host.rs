@@ -23,6 +23,8 @@ impl HostTensor {
     pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Result<Self, FusedMoeError> {
         let tensor = tensor.without_autodiff();
         match tensor.clone().try_into_primitive::<Flex>() {
+            // A contiguous view of a part of a buffer is read where it is.
+            Ok(primitive) if primitive.is_contiguous() => Ok(Self::Flex(primitive)),
             Ok(primitive) => Ok(Self::Flex(primitive.to_contiguous())),
             Err(_) => {
                 let data = tensor.try_into_data();
@@ -153,4 +155,56 @@ pub(crate) fn output_tensor(
         return Tensor::from_data(TensorData::new(values, shape), (device, DType::BF16));
     }
     float_tensor(values, shape, device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(tensor: &HostTensor) -> *const f32 {
+        tensor.slice::<f32>().unwrap().as_ptr()
+    }
+
+    #[test]
+    fn cpu_tensors_are_read_where_they_are() {
+        let device = Device::flex();
+        let tensor = float_tensor((0..12).map(|i| i as f32).collect(), [4, 3], &device);
+        let whole = HostTensor::new(tensor.clone()).unwrap();
+        assert_eq!(
+            address(&whole),
+            address(&HostTensor::new(tensor.clone()).unwrap())
+        );
+        let tail = HostTensor::new(tensor.clone().narrow(0, 2, 2)).unwrap();
+        assert_eq!(
+            address(&tail),
+            address(&whole).wrapping_add(6),
+            "a part of a batch"
+        );
+        assert_eq!(
+            tail.slice::<f32>().unwrap(),
+            [6.0, 7.0, 8.0, 9.0, 10.0, 11.0]
+        );
+        let bytes = Floats::new(tensor.clone()).unwrap().into_bytes();
+        assert_eq!(bytes.as_ptr(), address(&whole).cast());
+
+        let transposed = HostTensor::new(tensor.transpose()).unwrap();
+        assert_eq!(
+            transposed.slice::<f32>().unwrap()[..4],
+            [0.0, 3.0, 6.0, 9.0]
+        );
+    }
+
+    #[test]
+    fn other_types_are_converted_or_refused() {
+        let device = Device::flex();
+        let tensor = float_tensor(vec![0.5, -1.5], [1, 2], &device);
+        for dtype in [DType::BF16, DType::F16, DType::F64, DType::F32] {
+            let floats = Floats::new(tensor.clone().cast(dtype)).unwrap();
+            assert_eq!(floats.as_slice(), [0.5, -1.5]);
+        }
+        let narrow = HostTensor::new(tensor.clone().cast(DType::BF16)).unwrap();
+        assert!(matches!(narrow.rows(), Ok(Rows::Bf16(values)) if values.len() == 2));
+        let half = HostTensor::new(tensor.cast(DType::F16)).unwrap();
+        assert!(half.rows().unwrap_err().to_string().contains("F16"));
+    }
 }

@@ -6,7 +6,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use moekit_kernels::{Router, RouterWeight, check_activation};
 use moekit_quant::{ExpertMlp, ExpertWeights};
-use moekit_routing::{ExpertRouting, LogicalExpert, RoutingTable};
+use moekit_routing::{ExpertRouting, LogicalExpert, Rank, RoutingTable};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -16,6 +16,7 @@ use crate::experts::{ExpertMath, ExpertShape, Experts, TrainableExperts};
 use crate::gate::Gate;
 use crate::layer::{FusedMoe, Parts, PreviousCounts};
 use crate::routing::{FixedTable, LayerRouting, experts_of};
+use crate::shard::Sharding;
 use crate::shared::SharedExperts;
 
 impl FusedMoeConfig {
@@ -129,7 +130,8 @@ impl FusedMoeConfig {
         (routing, held): (LayerRouting, Vec<LogicalExpert>),
         device: &Device,
     ) -> Result<FusedMoe, FusedMoeError> {
-        let shared = self.shared_experts(mlp, tensors.shared_gate.clone(), device)?;
+        let gate = tensors.shared_gate.clone();
+        let shared = self.shared_experts(mlp, gate, routing.rank(), device)?;
         let router_weight = match self.router.weight_on_input {
             true => RouterWeight::OnInput,
             false => RouterWeight::OnOutput,
@@ -180,10 +182,12 @@ impl FusedMoeConfig {
         })
     }
 
+    /// The shared experts, of which `mlp` is the whole MLP if they are computed apart.
     fn shared_experts(
         &self,
         mlp: Option<Experts>,
         gate: Option<Vec<f32>>,
+        rank: Rank,
         device: &Device,
     ) -> Result<Option<SharedExperts>, FusedMoeError> {
         let what = "gate of the shared experts";
@@ -191,14 +195,22 @@ impl FusedMoeConfig {
         let Some(config) = self.shared else {
             return Ok(None);
         };
-        let shape = [1, self.hidden_size];
         let gate = gate
-            .map(|values| param(what, values, shape, device))
+            .map(|values| param(what, values, [1, self.hidden_size], device))
             .transpose()?;
+        let sharding = match mlp.is_some() && self.sharded_shared {
+            true => Sharding::new(config.intermediate_size, self.dispatcher.num_ranks())?,
+            false => None,
+        };
+        let mlp = match (&sharding, mlp) {
+            (Some(sharding), Some(whole)) => Some(sharding.cut(&whole, rank)?),
+            (_, mlp) => mlp,
+        };
         Ok(Some(SharedExperts {
             mlp,
             gate,
             scaling: config.scaling,
+            sharding,
         }))
     }
 
@@ -252,6 +264,7 @@ impl FusedMoeConfig {
             return Ok(());
         }
         let reason = match self.shared {
+            Some(_) if self.sharded_shared => "they are to be sharded over the ranks".to_owned(),
             None => "the layer has no shared experts".to_owned(),
             Some(shared) if shared.num_experts != num_fused => {
                 format!("the layer has {}", shared.num_experts)

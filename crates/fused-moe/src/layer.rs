@@ -1,3 +1,4 @@
+use std::iter::repeat_n;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::Module;
@@ -119,6 +120,34 @@ pub struct FusedMoeOutput {
     pub load: StepLoad,
 }
 
+impl FusedMoeOutput {
+    /// The same with rows of padding behind it.
+    fn padded(mut self, num_rows: usize, top_k: usize, table: &RoutingTable) -> Self {
+        if num_rows == 0 {
+            return self;
+        }
+        let slots = top_k + table.num_shared_experts();
+        let [_, hidden_size] = self.output.dims();
+        let like = (&self.output.device(), self.output.dtype());
+        let zeros = Tensor::zeros([num_rows, hidden_size], like);
+        self.output = Tensor::cat(vec![self.output, zeros], 0);
+        self.topk_ids.extend(repeat_n(-1, num_rows * top_k));
+        self.topk_weights.extend(repeat_n(0.0, num_rows * top_k));
+        self.physical_ids.extend(repeat_n(-1, num_rows * slots));
+        self
+    }
+}
+
+/// The first rows of a batch, which may be none.
+fn first_rows(hidden: Tensor<2>, num_rows: usize) -> Tensor<2> {
+    let [all, hidden_size] = hidden.dims();
+    match num_rows {
+        n if n == all => hidden,
+        0 => Tensor::empty([0, hidden_size], (&hidden.device(), hidden.dtype())),
+        n => hidden.narrow(0, 0, n),
+    }
+}
+
 impl FusedMoe {
     /// The layer's output for a batch of tokens.
     ///
@@ -174,27 +203,30 @@ impl FusedMoe {
             return Err(FusedMoeError::Dtype { got });
         }
         self.check_table(&table)?;
-        let num_valid = options
-            .num_valid_tokens
-            .unwrap_or(num_tokens)
-            .min(num_tokens);
         let num_ranks = parts.dispatcher.num_ranks();
         let autodiff = hidden.is_autodiff() || self.is_autodiff();
         if autodiff && num_ranks > 1 {
             return Err(FusedMoeError::AutodiffAcrossRanks { num_ranks });
         }
-        let kernels = !autodiff && parts.compute == Compute::Auto && is_host(&hidden.device());
+        let device = hidden.device();
+        let kernels = !autodiff && parts.compute == Compute::Auto && is_host(&device);
         let pass = Pass {
             layer: self,
             table: &table,
-            num_valid,
             kernels,
+            device,
         };
-        if kernels || num_ranks > 1 {
-            pass.on_host(hidden)
+        let num_valid = options
+            .num_valid_tokens
+            .unwrap_or(num_tokens)
+            .min(num_tokens);
+        let tokens = first_rows(hidden, num_valid);
+        let output = if kernels || num_ranks > 1 {
+            pass.on_host(tokens)?
         } else {
-            pass.in_tensors(hidden)
-        }
+            pass.in_tensors(tokens)?
+        };
+        Ok(output.padded(num_tokens - num_valid, self.gate.top_k(), &table))
     }
 
     /// Whether dispatcher, table and loaded weights speak of the same group and experts.
@@ -206,6 +238,13 @@ impl FusedMoe {
                 num_ranks,
                 table: table.num_ranks(),
             });
+        }
+        let sharding = self.shared.as_ref().and_then(|s| s.sharding.as_ref());
+        if let Some(sharding) = sharding.filter(|s| s.table().num_ranks() != num_ranks) {
+            return Err(FusedMoeError::Config(format!(
+                "the shared experts are sharded over {} ranks, the dispatcher has {num_ranks}",
+                sharding.table().num_ranks()
+            )));
         }
         let placed = experts_of(table, rank);
         if table.num_logical_experts() != self.gate.num_experts() {

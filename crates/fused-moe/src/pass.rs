@@ -1,14 +1,16 @@
 //! The steps of a forward pass.
 
+use std::iter::repeat_n;
+
 use burn::tensor::{DType, Device, Tensor};
-use moekit_kernels::{ExpertBatch, Routed, Rows};
+use moekit_kernels::{ExpertBatch, Routed, RouterWeight, Rows};
 use moekit_routing::{
     CountsNeeded, ExpertRouting, RoutingTable, SelectContext, SelectReplica, StepLoad,
 };
 
 use crate::FusedMoeError;
-use crate::dispatch::{Dispatched, ExpertOutputs, HiddenRows, RoutedTokens, local_ids};
-use crate::experts::{Reduction, TensorBatch};
+use crate::dispatch::{ExpertOutputs, HiddenRows, RoutedTokens, local_ids};
+use crate::experts::{ExpertMath, Experts, Reduction, TensorBatch};
 use crate::host::{Floats, HostTensor, float_tensor, output_tensor};
 use crate::layer::{FusedMoe, FusedMoeOutput};
 
@@ -16,10 +18,10 @@ use crate::layer::{FusedMoe, FusedMoeOutput};
 pub(crate) struct Pass<'a> {
     pub(crate) layer: &'a FusedMoe,
     pub(crate) table: &'a RoutingTable,
-    /// Rows from here on are padding.
-    pub(crate) num_valid: usize,
     /// Whether the CPU kernels do the work, or tensor operations.
     pub(crate) kernels: bool,
+    /// Where the tensors are.
+    pub(crate) device: Device,
 }
 
 /// The slots of a batch: those of routed experts, then those of fused shared experts.
@@ -30,54 +32,48 @@ struct Slots {
     load: StepLoad,
 }
 
+/// A set of experts and how it is computed.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    experts: &'a Experts,
+    math: ExpertMath,
+    reduction: Reduction,
+}
+
 impl Pass<'_> {
     /// The pass over host memory, on one rank and on many.
     pub(crate) fn on_host(&self, hidden: Tensor<2>) -> Result<FusedMoeOutput, FusedMoeError> {
-        let parts = &self.layer.parts;
-        let (shape, dtype, device) = (hidden.dims(), hidden.dtype(), hidden.device());
+        let (gate, parts) = (&self.layer.gate, &self.layer.parts);
+        let (shape, dtype) = (hidden.dims(), hidden.dtype());
         let host = HostTensor::new(hidden.clone())?;
         let rows = host.rows()?;
-        let wide = (!self.kernels && shape[0] > 0).then(|| hidden.cast(DType::F32));
-        let mut routed = match &wide {
-            Some(wide) => {
-                self.layer
-                    .gate
-                    .route_tensor(&parts.kernel, wide.clone())?
-                    .routed
-            }
-            None => self.layer.gate.route_rows(&parts.kernel, rows, shape[1])?,
+        let routed = if self.kernels || shape[0] == 0 {
+            gate.route_rows(&parts.kernel, rows, shape[1])?
+        } else {
+            gate.route_tensor(&parts.kernel, hidden.cast(DType::F32))?
+                .routed
         };
-        self.clear_padding(&mut routed);
         let slots = self.slots(&routed)?;
         let weights = self.slot_weights(&routed, rows)?;
-
         let (ids, top_k) = (&slots.physical_ids, slots.top_k);
         let tokens = RoutedTokens::new(rows, shape[1], ids, &weights, top_k, self.table)?;
-        let dispatched = parts.dispatcher.dispatch(&tokens)?;
-        let outputs = self.experts(&dispatched, top_k, &device)?;
-        let mut output = parts.dispatcher.combine(outputs, dispatched.handle)?;
-        if output.len() != rows.len() {
-            return Err(FusedMoeError::shape(
-                "the combined output",
-                &[output.len()],
-                shape,
-            ));
-        }
-        let output = match (&self.layer.shared, wide) {
-            (Some(shared), Some(wide)) => {
-                let output = float_tensor(output, shape, &device);
-                shared
-                    .add_tensor(parts.math, wide, self.num_valid, output)?
-                    .cast(dtype)
-            }
-            (Some(shared), None) => {
-                let (kernel, valid) = (&parts.kernel, self.num_valid);
-                shared.add_rows(kernel, parts.math, (rows, shape[1]), valid, &mut output)?;
-                output_tensor(output, shape, dtype, &device)
-            }
-            (None, _) => output_tensor(output, shape, dtype, &device),
+        let work = Work {
+            experts: &self.layer.experts,
+            math: parts.math,
+            reduction: parts.reduction,
         };
-        Ok(finish(output, routed, slots))
+        let mut output = self.exchange(work, &tokens)?;
+        if let Some(terms) = self.shared_rows(rows, shape[0])? {
+            output
+                .iter_mut()
+                .zip(terms)
+                .for_each(|(sum, term)| *sum += term);
+        }
+        Ok(finish(
+            output_tensor(output, shape, dtype, &self.device),
+            routed,
+            slots,
+        ))
     }
 
     /// The pass in tensor operations, on one rank.
@@ -85,14 +81,13 @@ impl Pass<'_> {
         let (layer, parts) = (self.layer, &self.layer.parts);
         let (shape, dtype) = (hidden.dims(), hidden.dtype());
         if shape[0] == 0 {
-            let mut routed = Routed::default();
-            self.clear_padding(&mut routed);
-            return Ok(finish(hidden, routed.clone(), self.slots(&routed)?));
+            let routed = Routed::default();
+            let slots = self.slots(&routed)?;
+            return Ok(finish(hidden, routed, slots));
         }
         let x = hidden.cast(DType::F32);
         let routed = layer.gate.route_tensor(&parts.kernel, x.clone())?;
-        let (mut weights, mut routed) = (routed.weights, routed.routed);
-        self.clear_padding(&mut routed);
+        let (mut weights, routed) = (routed.weights, routed.routed);
         let slots = self.slots(&routed)?;
         if let (Some(shared), 1..) = (&layer.shared, self.table.num_shared_experts()) {
             let shared = shared.tensor_weights(&x);
@@ -107,25 +102,16 @@ impl Pass<'_> {
         };
         let terms = layer.experts.forward_tensor(parts.math, batch)?;
         let mut output = terms.sum_dim(1).squeeze_dim::<2>(1);
-        if let Some(shared) = &layer.shared {
-            output = shared.add_tensor(parts.math, x, self.num_valid, output)?;
+        if let Some((shared, mlp)) = self.separate_shared() {
+            let batch = TensorBatch {
+                weights: shared.tensor_weights(&x),
+                hidden: x,
+                local_ids: &vec![0; shape[0]],
+            };
+            let terms = mlp.experts.forward_tensor(mlp.math, batch)?;
+            output = output + terms.squeeze_dim::<2>(1);
         }
         Ok(finish(output.cast(dtype), routed, slots))
-    }
-
-    /// Empties the slots of padded rows.
-    fn clear_padding(&self, routed: &mut Routed) {
-        let from = self.num_valid * self.layer.gate.top_k();
-        routed
-            .topk_ids
-            .iter_mut()
-            .skip(from)
-            .for_each(|id| *id = -1);
-        routed
-            .topk_weights
-            .iter_mut()
-            .skip(from)
-            .for_each(|w| *w = 0.0);
     }
 
     /// Counts the load and selects the replica for each slot, those of fused shared experts
@@ -133,28 +119,28 @@ impl Pass<'_> {
     fn slots(&self, routed: &Routed) -> Result<Slots, FusedMoeError> {
         let parts = &self.layer.parts;
         let routed_k = self.layer.gate.top_k();
-        let (experts, shared) = (
-            self.table.num_logical_experts(),
-            self.table.num_shared_experts(),
-        );
-        let top_k = routed_k + shared;
+        let experts = self.table.num_logical_experts();
+        let shared = experts..experts + self.table.num_shared_experts();
+        let top_k = routed_k + shared.len();
         let mut load = StepLoad::new(self.table);
         load.record(&routed.topk_ids, routed_k, routed.topk_ids.len() / routed_k)?;
 
-        let mut logical = Vec::with_capacity(routed.topk_ids.len() / routed_k * top_k);
-        for (row, ids) in routed.topk_ids.chunks_exact(routed_k).enumerate() {
-            logical.extend_from_slice(ids);
-            let valid = row < self.num_valid;
-            logical.extend((experts..experts + shared).map(|e| if valid { e as i64 } else { -1 }));
-        }
+        let with_shared = |ids: &[i64]| -> Vec<i64> {
+            ids.iter()
+                .copied()
+                .chain(shared.clone().map(|e| e as i64))
+                .collect()
+        };
+        let logical: Vec<i64> = routed
+            .topk_ids
+            .chunks_exact(routed_k)
+            .flat_map(with_shared)
+            .collect();
+        let exchange = |counts: &[u64]| parts.dispatcher.exchange_counts(counts);
         let counts = match parts.selector.counts_needed() {
             CountsNeeded::None => None,
-            CountsNeeded::ThisStep => Some(parts.dispatcher.exchange_counts(load.counts())?),
-            CountsNeeded::PreviousStep => Some(
-                parts
-                    .dispatcher
-                    .exchange_counts(&parts.previous.get(experts))?,
-            ),
+            CountsNeeded::ThisStep => Some(exchange(load.counts())?),
+            CountsNeeded::PreviousStep => Some(exchange(&parts.previous.get(experts))?),
             other => {
                 return Err(FusedMoeError::Config(format!(
                     "the replica selector needs {other:?}, which the layer cannot give"
@@ -185,45 +171,107 @@ impl Pass<'_> {
         };
         let parts = &self.layer.parts;
         let shared = shared.row_weights(&parts.kernel, rows, parts.hidden_size)?;
-        let routed = routed.topk_weights.chunks_exact(self.layer.gate.top_k());
-        Ok(routed
-            .zip(shared)
-            .flat_map(|(weights, shared)| {
-                weights
-                    .iter()
-                    .copied()
-                    .chain(std::iter::repeat_n(shared, num_shared))
-            })
-            .collect())
+        let weights = routed
+            .topk_weights
+            .chunks_exact(self.layer.gate.top_k())
+            .zip(shared);
+        let row = |(weights, shared): (&[f32], f32)| -> Vec<f32> {
+            weights
+                .iter()
+                .copied()
+                .chain(repeat_n(shared, num_shared))
+                .collect()
+        };
+        Ok(weights.flat_map(row).collect())
     }
 
-    /// The experts of this rank over the rows that were dispatched to it.
-    fn experts(
+    /// The shared experts that are computed apart, on this rank whole or in part.
+    fn separate_shared(&self) -> Option<(&crate::SharedExperts, Work<'_>)> {
+        let shared = self.layer.shared.as_ref()?;
+        let math = ExpertMath {
+            router_weight: RouterWeight::OnOutput,
+            ..self.layer.parts.math
+        };
+        let work = Work {
+            experts: shared.mlp.as_ref()?,
+            math,
+            reduction: Reduction::PerRank,
+        };
+        Some((shared, work))
+    }
+
+    /// What shared experts that are computed apart add to the output, `[num_tokens, hidden_size]`.
+    fn shared_rows(
         &self,
-        dispatched: &Dispatched<'_>,
+        rows: Rows<'_>,
+        num_tokens: usize,
+    ) -> Result<Option<Vec<f32>>, FusedMoeError> {
+        let Some((shared, work)) = self.separate_shared() else {
+            return Ok(None);
+        };
+        let parts = &self.layer.parts;
+        let weights = shared.row_weights(&parts.kernel, rows, parts.hidden_size)?;
+        let Some(sharding) = &shared.sharding else {
+            let ids = vec![0; num_tokens];
+            let outputs = self.compute(work, &rows.try_into()?, &ids, &weights, 1)?;
+            let (ExpertOutputs::Summed(terms) | ExpertOutputs::PerSlot(terms)) = outputs;
+            return Ok(Some(terms));
+        };
+        let (table, shards) = (sharding.table(), sharding.num_shards());
+        let ids: Vec<i64> = (0..num_tokens).flat_map(|_| 0..shards as i64).collect();
+        let weights: Vec<f32> = weights.iter().flat_map(|&w| repeat_n(w, shards)).collect();
+        let width = parts.hidden_size;
+        let tokens = RoutedTokens::new(rows, width, &ids, &weights, shards, table)?;
+        Ok(Some(self.exchange(work, &tokens)?))
+    }
+
+    /// Dispatch, experts, combine: `[num_tokens, hidden_size]`.
+    fn exchange(
+        &self,
+        work: Work<'_>,
+        tokens: &RoutedTokens<'_>,
+    ) -> Result<Vec<f32>, FusedMoeError> {
+        let dispatcher = &self.layer.parts.dispatcher;
+        let received = dispatcher.dispatch(tokens)?;
+        let (hidden, ids, weights) = (&received.hidden, &received.local_ids, &received.weights);
+        let outputs = self.compute(work, hidden, ids, weights, tokens.top_k)?;
+        let output = dispatcher.combine(outputs, received.handle)?;
+        if output.len() == tokens.hidden.len() {
+            return Ok(output);
+        }
+        let expected = [tokens.num_tokens(), tokens.hidden_size];
+        Err(FusedMoeError::shape(
+            "the combined output",
+            &[output.len()],
+            expected,
+        ))
+    }
+
+    /// A set of experts over rows in host memory.
+    fn compute(
+        &self,
+        work: Work<'_>,
+        hidden: &HiddenRows<'_>,
+        local_ids: &[i64],
+        weights: &[f32],
         top_k: usize,
-        device: &Device,
     ) -> Result<ExpertOutputs, FusedMoeError> {
         let parts = &self.layer.parts;
-        let Dispatched {
-            hidden,
-            local_ids,
-            weights,
-            ..
-        } = dispatched;
         let rows = hidden.as_rows();
         let batch = ExpertBatch::new(rows, parts.hidden_size, local_ids, weights, top_k)?;
-        if self.kernels || batch.num_rows() == 0 {
-            let (kernel, experts) = (&parts.kernel, &self.layer.experts);
-            return experts.forward_rows(kernel, parts.math, batch, parts.reduction);
+        let num_rows = batch.num_rows();
+        if self.kernels || num_rows == 0 {
+            return work
+                .experts
+                .forward_rows(&parts.kernel, work.math, batch, work.reduction);
         }
         let batch = TensorBatch {
-            hidden: rows_tensor(hidden, [batch.num_rows(), parts.hidden_size], device),
+            hidden: rows_tensor(hidden, [num_rows, parts.hidden_size], &self.device),
             local_ids,
-            weights: float_tensor(weights.to_vec(), [batch.num_rows(), top_k], device),
+            weights: float_tensor(weights.to_vec(), [num_rows, top_k], &self.device),
         };
-        let terms = self.layer.experts.forward_tensor(parts.math, batch)?;
-        Ok(match parts.reduction {
+        let terms = work.experts.forward_tensor(work.math, batch)?;
+        Ok(match work.reduction {
             Reduction::PerRank => ExpertOutputs::Summed(host_values(terms.sum_dim(1))?),
             Reduction::PerSlot => ExpertOutputs::PerSlot(host_values(terms)?),
         })

@@ -6,8 +6,8 @@ use moekit_routing::{
     RoutingTableProvider, Topology,
 };
 
-/// One rank's view of the routing tables of a layer, from an
-/// [`ExpertMapManager`](moekit_placement::ExpertMapManager) or any other provider.
+/// One rank's view of the routing tables of a layer, from the `ExpertMapManager` of
+/// `moekit-placement` or any other provider.
 ///
 /// A quantization backend loads the experts of a rank by it before there is a layer.
 #[derive(Clone, Debug)]

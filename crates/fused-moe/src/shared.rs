@@ -1,23 +1,26 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
-use moekit_kernels::{CpuKernel, ExpertBatch, Rows};
+use moekit_kernels::{CpuKernel, Rows};
 
 use crate::FusedMoeError;
-use crate::dispatch::ExpertOutputs;
-use crate::experts::{ExpertMath, Experts, Reduction, TensorBatch};
+use crate::experts::Experts;
 use crate::host::{Floats, float_tensor};
+use crate::shard::Sharding;
 
 /// The experts that every token passes: `scaling * sigmoid(gate(x)) * mlp(x)`, without gate
 /// `scaling * mlp(x)`.
 #[derive(Module, Debug)]
 pub struct SharedExperts {
-    /// One MLP as wide as all shared experts; `None` where they are fused into the routed experts
-    /// as extra local slots.
+    /// One MLP as wide as all shared experts, or this rank's part of it; `None` where they are fused
+    /// into the routed experts as extra local slots.
     pub mlp: Option<Experts>,
     /// `[1, hidden_size]`
     pub gate: Option<Param<Tensor<2>>>,
     #[module(skip)]
     pub(crate) scaling: f32,
+    /// Which part of the whole MLP `mlp` is; `None` if it is all of it.
+    #[module(skip)]
+    pub(crate) sharding: Option<Sharding>,
 }
 
 impl SharedExperts {
@@ -52,57 +55,4 @@ impl SharedExperts {
             }
         }
     }
-
-    /// Adds the output of shared experts that are computed apart, for the first `num_valid` rows.
-    pub(crate) fn add_rows(
-        &self,
-        kernel: &CpuKernel,
-        math: ExpertMath,
-        (hidden, hidden_size): (Rows<'_>, usize),
-        num_valid: usize,
-        output: &mut [f32],
-    ) -> Result<(), FusedMoeError> {
-        let Some(mlp) = &self.mlp else {
-            return Ok(());
-        };
-        let weights = self.row_weights(kernel, hidden, hidden_size)?;
-        let ids = row_ids(weights.len(), num_valid);
-        let batch = ExpertBatch::new(hidden, hidden_size, &ids, &weights, 1)?;
-        let (ExpertOutputs::Summed(terms) | ExpertOutputs::PerSlot(terms)) =
-            mlp.forward_rows(kernel, math, batch, Reduction::PerRank)?;
-        output
-            .iter_mut()
-            .zip(terms)
-            .for_each(|(sum, term)| *sum += term);
-        Ok(())
-    }
-
-    /// [`SharedExperts::add_rows`] in tensor operations.
-    pub(crate) fn add_tensor(
-        &self,
-        math: ExpertMath,
-        hidden: Tensor<2>,
-        num_valid: usize,
-        output: Tensor<2>,
-    ) -> Result<Tensor<2>, FusedMoeError> {
-        let Some(mlp) = &self.mlp else {
-            return Ok(output);
-        };
-        let weights = self.tensor_weights(&hidden);
-        let local_ids = &row_ids(hidden.dims()[0], num_valid);
-        let batch = TensorBatch {
-            hidden,
-            local_ids,
-            weights,
-        };
-        let terms = mlp.forward_tensor(math, batch)?;
-        Ok(output + terms.squeeze_dim::<2>(1))
-    }
-}
-
-/// The one expert for every row that is not padding.
-fn row_ids(num_rows: usize, num_valid: usize) -> Vec<i64> {
-    (0..num_rows)
-        .map(|row| if row < num_valid { 0 } else { -1 })
-        .collect()
 }

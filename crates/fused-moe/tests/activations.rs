@@ -1,4 +1,5 @@
 //! Every activation, with biases, by kernels and in tensor operations.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -55,12 +56,19 @@ fn check(activation: Activation, formula: fn(f64, f64) -> f64) {
             *bias = Some(Param::from_tensor(random));
         }
         let hidden = tensor(x.clone(), 16, &device);
-        let got = layer.forward_detailed(hidden, ForwardOptions::new()).unwrap();
+        let got = layer
+            .forward_detailed(hidden, ForwardOptions::new())
+            .unwrap();
         let choices: Vec<Choice> = got
             .topk_ids
             .chunks(2)
             .zip(got.topk_weights.chunks(2))
-            .map(|(ids, w)| ids.iter().zip(w).map(|(&e, &w)| (e as usize, f64::from(w))).collect())
+            .map(|(ids, w)| {
+                ids.iter()
+                    .zip(w)
+                    .map(|(&e, &w)| (e as usize, f64::from(w)))
+                    .collect()
+            })
             .collect();
         let expected = routed_output(&layer, &x, &choices, activation.is_gated(), formula);
         assert_near(&values(got.output.clone()), &expected, 1e-5);
@@ -72,16 +80,24 @@ fn check(activation: Activation, formula: fn(f64, f64) -> f64) {
 #[test]
 fn silu() {
     check(Activation::SILU, silu_mul);
-    check(Activation::Silu { limit: Some(0.4) }, |g, u| silu_mul(g.min(0.4), clamp(u, 0.4)));
+    check(Activation::Silu { limit: Some(0.4) }, |g, u| {
+        silu_mul(g.min(0.4), clamp(u, 0.4))
+    });
     check(Activation::SiluNoMul, |_, u| u * sigmoid(u));
 }
 
 #[test]
 fn gelus() {
     check(Activation::Gelu { limit: None }, |g, u| gelu(g) * u);
-    check(Activation::Gelu { limit: Some(0.5) }, |g, u| gelu(g.min(0.5)) * clamp(u, 0.5));
-    check(Activation::GeluTanh { limit: None }, |g, u| gelu_tanh(g) * u);
-    check(Activation::GeluTanh { limit: Some(0.3) }, |g, u| gelu_tanh(g.min(0.3)) * clamp(u, 0.3));
+    check(Activation::Gelu { limit: Some(0.5) }, |g, u| {
+        gelu(g.min(0.5)) * clamp(u, 0.5)
+    });
+    check(Activation::GeluTanh { limit: None }, |g, u| {
+        gelu_tanh(g) * u
+    });
+    check(Activation::GeluTanh { limit: Some(0.3) }, |g, u| {
+        gelu_tanh(g.min(0.3)) * clamp(u, 0.3)
+    });
     check(Activation::GeluNoMul, |_, u| gelu(u));
     check(Activation::GeluTanhNoMul, |_, u| gelu_tanh(u));
 }
@@ -89,18 +105,32 @@ fn gelus() {
 #[test]
 fn swiglu_oai_uses_the_configured_constants() {
     let limit = Some(0.7);
-    check(Activation::SwigluOai { alpha: 1.702, beta: 1.0, limit }, |g, u| {
-        let g = g.min(f64::from(0.7_f32));
-        (clamp(u, f64::from(0.7_f32)) + 1.0) * g * sigmoid(f64::from(1.702_f32) * g)
-    });
-    check(Activation::SwigluOai { alpha: 0.5, beta: -0.25, limit: None }, |g, u| {
-        (u - 0.25) * g * sigmoid(0.5 * g)
-    });
+    check(
+        Activation::SwigluOai {
+            alpha: 1.702,
+            beta: 1.0,
+            limit,
+        },
+        |g, u| {
+            let g = g.min(f64::from(0.7_f32));
+            (clamp(u, f64::from(0.7_f32)) + 1.0) * g * sigmoid(f64::from(1.702_f32) * g)
+        },
+    );
+    check(
+        Activation::SwigluOai {
+            alpha: 0.5,
+            beta: -0.25,
+            limit: None,
+        },
+        |g, u| (u - 0.25) * g * sigmoid(0.5 * g),
+    );
 }
 
 #[test]
 fn step_and_relu2() {
-    check(Activation::SwigluStep { limit: 0.25 }, |g, u| silu_mul(g, 1.0).min(0.25) * clamp(u, 0.25));
+    check(Activation::SwigluStep { limit: 0.25 }, |g, u| {
+        silu_mul(g, 1.0).min(0.25) * clamp(u, 0.25)
+    });
     check(Activation::Relu2NoMul, |_, u| u.max(0.0).powi(2));
 }
 
@@ -110,7 +140,11 @@ fn impossible_constants_are_refused() {
     for activation in [
         Activation::SwigluStep { limit: f32::NAN },
         Activation::Silu { limit: Some(-1.0) },
-        Activation::SwigluOai { alpha: f32::INFINITY, beta: 0.0, limit: None },
+        Activation::SwigluOai {
+            alpha: f32::INFINITY,
+            beta: 0.0,
+            limit: None,
+        },
     ] {
         for compute in [Compute::Auto, Compute::TensorOps] {
             let config = FusedMoeConfig::new(4, 4, 2, 1).with_activation(activation);

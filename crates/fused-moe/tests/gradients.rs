@@ -1,4 +1,5 @@
 //! Gradients against finite differences.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -14,7 +15,11 @@ const T: usize = 5;
 /// The sum of all outputs, each times a fixed number, in double precision.
 fn objective(output: &[f32]) -> f64 {
     let factors = noise(T, H, 77);
-    output.iter().zip(factors).map(|(&y, f)| f64::from(y) * f64::from(f)).sum()
+    output
+        .iter()
+        .zip(factors)
+        .map(|(&y, f)| f64::from(y) * f64::from(f))
+        .sum()
 }
 
 fn with_value<const D: usize>(tensor: &Tensor<D>, at: usize, step: f32) -> Tensor<D> {
@@ -39,9 +44,15 @@ fn compare<const D: usize>(
             difference / (2.0 * f64::from(step))
         })
         .collect();
-    assert!(gradient.iter().any(|g| g.abs() > 1e-3), "{name}: {gradient:?}");
+    assert!(
+        gradient.iter().any(|g| g.abs() > 1e-3),
+        "{name}: {gradient:?}"
+    );
     let error = relative_error(&gradient, &numeric);
-    assert!(error < 5e-3, "{name}: relative error {error}\n{gradient:?}\n{numeric:?}");
+    assert!(
+        error < 5e-3,
+        "{name}: relative error {error}\n{gradient:?}\n{numeric:?}"
+    );
 }
 
 fn check(config: &FusedMoeConfig) {
@@ -74,20 +85,30 @@ fn check(config: &FusedMoeConfig) {
         run(&layer, x.clone())
     });
     let trained = trainable(&layer.experts);
-    compare("w13", trained.w13.val().grad(&gradients), &source.w13.val(), |w13| {
-        let mut layer = plain.clone();
-        let mut experts = source.clone();
-        experts.w13 = Param::from_tensor(w13);
-        layer.experts = Experts::Trainable(experts);
-        run(&layer, x.clone())
-    });
-    compare("w2", trained.w2.val().grad(&gradients), &source.w2.val(), |w2| {
-        let mut layer = plain.clone();
-        let mut experts = source.clone();
-        experts.w2 = Param::from_tensor(w2);
-        layer.experts = Experts::Trainable(experts);
-        run(&layer, x.clone())
-    });
+    compare(
+        "w13",
+        trained.w13.val().grad(&gradients),
+        &source.w13.val(),
+        |w13| {
+            let mut layer = plain.clone();
+            let mut experts = source.clone();
+            experts.w13 = Param::from_tensor(w13);
+            layer.experts = Experts::Trainable(experts);
+            run(&layer, x.clone())
+        },
+    );
+    compare(
+        "w2",
+        trained.w2.val().grad(&gradients),
+        &source.w2.val(),
+        |w2| {
+            let mut layer = plain.clone();
+            let mut experts = source.clone();
+            experts.w2 = Param::from_tensor(w2);
+            layer.experts = Experts::Trainable(experts);
+            run(&layer, x.clone())
+        },
+    );
 }
 
 fn config() -> FusedMoeConfig {
@@ -106,7 +127,11 @@ fn sigmoid_top_k_first_with_oai_activation_and_gated_shared_experts() {
     router.scoring = ScoringFunction::Sigmoid;
     router.selection = TopKSelection::TopKThenScores;
     router.routed_scaling_factor = 1.5;
-    let oai = Activation::SwigluOai { alpha: 1.702, beta: 1.0, limit: None };
+    let oai = Activation::SwigluOai {
+        alpha: 1.702,
+        beta: 1.0,
+        limit: None,
+    };
     let config = config()
         .with_router(router)
         .with_activation(oai)
@@ -133,7 +158,18 @@ fn a_module_in_training_has_gradients_even_if_the_input_has_none() {
     let output = layer.forward(tensor(noise(T, H, 2), H, &device)).unwrap();
     let gradients = output.sum().backward();
     assert!(layer.gate.weight.val().grad(&gradients).is_some());
-    assert!(trainable(&layer.experts).w2.val().grad(&gradients).is_some());
+    assert!(
+        trainable(&layer.experts)
+            .w2
+            .val()
+            .grad(&gradients)
+            .is_some()
+    );
     let frozen = layer.valid();
-    assert!(!frozen.forward(tensor(noise(T, H, 2), H, &device)).unwrap().is_autodiff());
+    assert!(
+        !frozen
+            .forward(tensor(noise(T, H, 2), H, &device))
+            .unwrap()
+            .is_autodiff()
+    );
 }

@@ -1,4 +1,5 @@
 //! Packed experts: on the CPU, in tensor operations, under autodiff.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -25,7 +26,10 @@ fn matrix(rows: usize, cols: usize, seed: u32) -> (PackedMatrix, Vec<f32>) {
     let scales: Vec<f32> = noise(1, rows, seed + 1).iter().map(|s| s * 0.01).collect();
     let value = |(at, &code): (usize, &i8)| f32::from(code) * scales[at / cols];
     let values = codes.iter().enumerate().map(value).collect();
-    let grid_bytes = scales.iter().flat_map(|s| s.to_le_bytes()).collect::<Bytes>();
+    let grid_bytes = scales
+        .iter()
+        .flat_map(|s| s.to_le_bytes())
+        .collect::<Bytes>();
     let grid = ScaleGrid::new(ScaleFormat::F32, [rows, 1], [1, cols], [4, 4], grid_bytes).unwrap();
     let codes: Bytes = codes.iter().map(|c| c.cast_unsigned()).collect();
     let matrix = PackedMatrix::contiguous(CodeFormat::I8, [rows, cols], codes).unwrap();
@@ -58,7 +62,9 @@ fn layers(compute: Compute) -> (FusedMoe, FusedMoe) {
     trainable.w2 = stack(w2, H, I);
     let weights = ExpertWeights::new(H, I, experts).unwrap();
     let gate = GateTensors::new(values(plain.gate.weight.val()));
-    let packed = config.init_packed(gate, Arc::new(weights), &device).unwrap();
+    let packed = config
+        .init_packed(gate, Arc::new(weights), &device)
+        .unwrap();
     (packed, plain)
 }
 
@@ -109,22 +115,51 @@ fn what_does_not_fit_is_named() {
     biased.bias = Some(vec![0.0; E]);
     let mut short = gate.clone();
     short.weight.pop();
-    let with_shared = config.clone().with_shared_experts(SharedExpertsConfig::new(I));
+    let with_shared = config
+        .clone()
+        .with_shared_experts(SharedExpertsConfig::new(I));
     let ungated = config.clone().with_activation(Activation::Relu2NoMul);
     for (config, gate, message) in [
-        (&FusedMoeConfig::new(H, I, E + 1, 2), &gate, "[4, 16, 8], expected [5, 16, 8]"),
-        (&FusedMoeConfig::new(H, I + 1, E, 2), &gate, "[4, 16, 8], expected [4, 16, 9]"),
-        (&config, &biased, "a gate bias is given, but the configuration has none"),
-        (&config, &short, "gate weight has shape [63], expected [4, 16]"),
-        (&with_shared, &gate, "no set of separate shared experts is given"),
+        (
+            &FusedMoeConfig::new(H, I, E + 1, 2),
+            &gate,
+            "[4, 16, 8], expected [5, 16, 8]",
+        ),
+        (
+            &FusedMoeConfig::new(H, I + 1, E, 2),
+            &gate,
+            "[4, 16, 8], expected [4, 16, 9]",
+        ),
+        (
+            &config,
+            &biased,
+            "a gate bias is given, but the configuration has none",
+        ),
+        (
+            &config,
+            &short,
+            "gate weight has shape [63], expected [4, 16]",
+        ),
+        (
+            &with_shared,
+            &gate,
+            "no set of separate shared experts is given",
+        ),
     ] {
-        let error = config.init_packed(gate.clone(), weights.clone(), &device).unwrap_err();
+        let error = config
+            .init_packed(gate.clone(), weights.clone(), &device)
+            .unwrap_err();
         assert!(error.to_string().contains(message), "{error}");
     }
     for compute in [Compute::Auto, Compute::TensorOps] {
         let layer = ungated.clone().with_compute(compute);
-        let layer = layer.init_packed(gate.clone(), weights.clone(), &device).unwrap();
+        let layer = layer
+            .init_packed(gate.clone(), weights.clone(), &device)
+            .unwrap();
         let result = layer.forward(tensor(noise(2, H, 1), H, &device));
-        assert!(result.is_err(), "{compute:?}: a gate projection that nothing uses");
+        assert!(
+            result.is_err(),
+            "{compute:?}: a gate projection that nothing uses"
+        );
     }
 }

@@ -1,4 +1,5 @@
 //! Every form of router, by kernels and in tensor operations.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -23,7 +24,9 @@ fn reference(spec: &RouterSpec, top_k_experts: usize, l: &[f64], bias: &[f64]) -
         match spec.scoring {
             ScoringFunction::Softmax => softmax(l),
             ScoringFunction::Sigmoid => l.iter().map(|&l| sigmoid(l)).collect(),
-            ScoringFunction::SqrtSoftplus => l.iter().map(|l| (1.0 + l.exp()).ln().sqrt()).collect(),
+            ScoringFunction::SqrtSoftplus => {
+                l.iter().map(|l| (1.0 + l.exp()).ln().sqrt()).collect()
+            }
             _ => panic!(),
         }
     };
@@ -31,7 +34,11 @@ fn reference(spec: &RouterSpec, top_k_experts: usize, l: &[f64], bias: &[f64]) -
         TopKSelection::SparseMixer { epsilon } => sparse_mixer(l, f64::from(epsilon)),
         selection => {
             let scores = score(l);
-            let by = if selection == TopKSelection::TopKThenScores { l } else { &scores };
+            let by = if selection == TopKSelection::TopKThenScores {
+                l
+            } else {
+                &scores
+            };
             let biased: Vec<f64> = by.iter().zip(bias).map(|(s, b)| s + b).collect();
             let ids = top_k(&keep_groups(spec.groups, &biased), top_k_experts);
             if selection == TopKSelection::TopKThenScores {
@@ -46,7 +53,9 @@ fn reference(spec: &RouterSpec, top_k_experts: usize, l: &[f64], bias: &[f64]) -
         let sum: f64 = choice.iter().map(|c| c.1).sum();
         choice.iter_mut().for_each(|c| c.1 /= sum);
     }
-    choice.iter_mut().for_each(|c| c.1 *= f64::from(spec.routed_scaling_factor));
+    choice
+        .iter_mut()
+        .for_each(|c| c.1 *= f64::from(spec.routed_scaling_factor));
     choice.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     choice
 }
@@ -65,7 +74,13 @@ fn keep_groups(groups: Option<ExpertGroups>, values: &[f64]) -> Vec<f64> {
     };
     let scores: Vec<f64> = values.chunks(size).map(score).collect();
     let kept = top_k(&scores, groups.top_groups);
-    let keep = |(e, &v): (usize, &f64)| if kept.contains(&(e / size)) { v } else { f64::NEG_INFINITY };
+    let keep = |(e, &v): (usize, &f64)| {
+        if kept.contains(&(e / size)) {
+            v
+        } else {
+            f64::NEG_INFINITY
+        }
+    };
     values.iter().enumerate().map(keep).collect()
 }
 
@@ -78,7 +93,13 @@ fn sparse_mixer(l: &[f64], epsilon: f64) -> Choice {
         let near: Vec<f64> = l
             .iter()
             .zip(&masked)
-            .map(|(l, m)| if (max - l) / l.abs().max(max) > 2.0 * epsilon { f64::NEG_INFINITY } else { *m })
+            .map(|(l, m)| {
+                if (max - l) / l.abs().max(max) > 2.0 * epsilon {
+                    f64::NEG_INFINITY
+                } else {
+                    *m
+                }
+            })
             .collect();
         choice.push((best, softmax(&near)[best]));
         masked[best] = f64::NEG_INFINITY;
@@ -97,7 +118,8 @@ fn check(spec: &RouterSpec, top_k_experts: usize, seed: u32) {
         // Logits spread wider than the initial weights give, and biases that matter.
         let weight = layer.gate.weight.val() * 4.0;
         layer.gate.weight = Param::from_tensor(weight);
-        let vector = |seed| Param::from_tensor(tensor(noise(1, E, seed), E, &device).squeeze_dim::<1>(0));
+        let vector =
+            |seed| Param::from_tensor(tensor(noise(1, E, seed), E, &device).squeeze_dim::<1>(0));
         layer.gate.bias = layer.gate.bias.as_ref().map(|_| vector(91));
         layer.gate.correction_bias = layer.gate.correction_bias.as_ref().map(|_| vector(92));
         let bias = match &layer.gate.correction_bias {
@@ -109,7 +131,9 @@ fn check(spec: &RouterSpec, top_k_experts: usize, seed: u32) {
             .map(|l| reference(spec, top_k_experts, l, &bias))
             .collect();
         let hidden = tensor(x.clone(), H, &device);
-        let got = layer.forward_detailed(hidden, ForwardOptions::new()).unwrap();
+        let got = layer
+            .forward_detailed(hidden, ForwardOptions::new())
+            .unwrap();
         let ids: Vec<i64> = expected.iter().flatten().map(|c| c.0 as i64).collect();
         assert_eq!(got.topk_ids, ids, "{spec:?}");
         let weights: Vec<f64> = expected.iter().flatten().map(|c| c.1).collect();
@@ -147,9 +171,11 @@ fn spec(edit: impl FnOnce(&mut RouterSpec)) -> RouterSpec {
 
 #[test]
 fn scores_then_top_k() {
-    for scoring in
-        [ScoringFunction::Softmax, ScoringFunction::Sigmoid, ScoringFunction::SqrtSoftplus]
-    {
+    for scoring in [
+        ScoringFunction::Softmax,
+        ScoringFunction::Sigmoid,
+        ScoringFunction::SqrtSoftplus,
+    ] {
         for renormalize in [false, true] {
             for biased in [false, true] {
                 let spec = spec(|s| {
@@ -223,7 +249,11 @@ fn sparsemixer() {
 #[test]
 fn impossible_groupings_are_refused() {
     for (groups, k, message) in [
-        (ExpertGroups::new(3, 1, GroupScore::Max), 2, "8 experts cannot be cut into 3"),
+        (
+            ExpertGroups::new(3, 1, GroupScore::Max),
+            2,
+            "8 experts cannot be cut into 3",
+        ),
         (ExpertGroups::new(4, 1, GroupScore::Max), 3, "hold only 2"),
     ] {
         let spec = spec(|s| s.groups = Some(groups));
@@ -259,7 +289,8 @@ impl CustomRouting for ByPosition {
     fn weights(&self, logits: Tensor<2>, topk_ids: &[i64]) -> Option<Tensor<2>> {
         let tokens = logits.dims()[0];
         let zero = logits.sum_dim(1).mul_scalar(0.0);
-        self.differentiable.then(|| zero.expand([tokens, topk_ids.len() / tokens]) + 0.5)
+        self.differentiable
+            .then(|| zero.expand([tokens, topk_ids.len() / tokens]) + 0.5)
     }
 }
 
@@ -267,24 +298,41 @@ impl CustomRouting for ByPosition {
 fn custom() {
     let device = Device::flex();
     let x = noise(6, H, 9);
-    let expected: Vec<Choice> =
-        (0..6).map(|t| (0..3).map(|j| ((3 * t + j) % E, 0.5)).collect()).collect();
+    let expected: Vec<Choice> = (0..6)
+        .map(|t| (0..3).map(|j| ((3 * t + j) % E, 0.5)).collect())
+        .collect();
     let layer = |differentiable, offset, compute| {
-        let routing = ByPosition { differentiable, offset };
+        let routing = ByPosition {
+            differentiable,
+            offset,
+        };
         let config = FusedMoeConfig::new(H, 12, E, 3).with_custom_routing(Arc::new(routing));
         config.with_compute(compute).init(&device).unwrap()
     };
     for compute in [Compute::Auto, Compute::TensorOps] {
         let layer = layer(false, 0, compute);
         let output = layer.forward(tensor(x.clone(), H, &device)).unwrap();
-        assert_near(&values(output), &routed_output(&layer, &x, &expected, true, silu_mul), 1e-5);
+        assert_near(
+            &values(output),
+            &routed_output(&layer, &x, &expected, true, silu_mul),
+            1e-5,
+        );
     }
     let wrong = layer(false, E as i64, Compute::Auto);
-    let error = wrong.forward(tensor(x.clone(), H, &device)).unwrap_err().to_string();
-    assert!(error.contains("ByPosition") && error.contains("chose expert 8"), "{error}");
+    let error = wrong
+        .forward(tensor(x.clone(), H, &device))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("ByPosition") && error.contains("chose expert 8"),
+        "{error}"
+    );
 
     let hidden = || tensor(x.clone(), H, &device).autodiff().require_grad();
-    let error = layer(false, 0, Compute::Auto).forward(hidden()).unwrap_err().to_string();
+    let error = layer(false, 0, Compute::Auto)
+        .forward(hidden())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("CustomRouting::weights"), "{error}");
     let differentiable = layer(true, 0, Compute::Auto);
     let output = differentiable.forward(hidden()).unwrap();

@@ -1,4 +1,5 @@
 //! Shared experts: apart or fused into the local slots, with gate and scaling.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -8,6 +9,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use common::*;
 use moekit_fused_moe::*;
+use moekit_quant::RouterSpec;
 use moekit_routing::{Placement, RoutingTable, RoutingTableProvider, Topology};
 
 const H: usize = 12;
@@ -32,7 +34,10 @@ fn table(shared: usize) -> Arc<Fixed> {
 }
 
 fn shared_config(gate: bool) -> SharedExpertsConfig {
-    SharedExpertsConfig::new(S * I).with_num_experts(S).with_gate(gate).with_scaling(0.75)
+    SharedExpertsConfig::new(S * I)
+        .with_num_experts(S)
+        .with_gate(gate)
+        .with_scaling(0.75)
 }
 
 fn config(gate: bool, compute: Compute) -> FusedMoeConfig {
@@ -54,11 +59,17 @@ fn shared_output(layer: &FusedMoe, x: &[f32]) -> Vec<f64> {
     let gate = shared.gate.as_ref().map(|g| values(g.val()));
     let row = |x: &[f32]| {
         let weight = gate.as_ref().map_or(1.0, |gate| {
-            let logit: f64 = gate.iter().zip(x).map(|(&g, &x)| f64::from(g) * f64::from(x)).sum();
+            let logit: f64 = gate
+                .iter()
+                .zip(x)
+                .map(|(&g, &x)| f64::from(g) * f64::from(x))
+                .sum();
             1.0 / (1.0 + (-logit).exp())
         });
         let y = expert(mlp, 0, true, silu_mul, &widen(x));
-        y.into_iter().map(move |y| 0.75 * weight * y).collect::<Vec<_>>()
+        y.into_iter()
+            .map(move |y| 0.75 * weight * y)
+            .collect::<Vec<_>>()
     };
     x.chunks_exact(H).flat_map(row).collect()
 }
@@ -66,7 +77,10 @@ fn shared_output(layer: &FusedMoe, x: &[f32]) -> Vec<f64> {
 /// The fused layer with the weights of the separate one: each shared expert is `I` of its columns.
 fn fused_from(separate: &FusedMoe, gate: bool, compute: Compute) -> FusedMoe {
     let device = Device::flex();
-    let mut fused = config(gate, compute).with_routing(table(S)).init(&device).unwrap();
+    let mut fused = config(gate, compute)
+        .with_routing(table(S))
+        .init(&device)
+        .unwrap();
     assert!(fused.shared.as_ref().unwrap().mlp.is_none());
     let routed = trainable(&separate.experts);
     let mlp = trainable(separate.shared.as_ref().unwrap().mlp.as_ref().unwrap());
@@ -97,21 +111,77 @@ fn apart_and_fused_equal_the_formula() {
         for gate in [false, true] {
             let separate = config(gate, compute).init(&device).unwrap();
             let hidden = || tensor(x.clone(), H, &device);
-            let got = separate.forward_detailed(hidden(), ForwardOptions::new()).unwrap();
+            let got = separate
+                .forward_detailed(hidden(), ForwardOptions::new())
+                .unwrap();
             let mut expected = routed_output(&separate, &x, &choices(&got), true, silu_mul);
             let shared = shared_output(&separate, &x);
             expected.iter_mut().zip(shared).for_each(|(e, s)| *e += s);
             assert_near(&values(got.output), &expected, 1e-5);
 
             let fused = fused_from(&separate, gate, compute);
-            let got_fused = fused.forward_detailed(hidden(), ForwardOptions::new()).unwrap();
+            let got_fused = fused
+                .forward_detailed(hidden(), ForwardOptions::new())
+                .unwrap();
             assert_near(&values(got_fused.output), &expected, 1e-5);
             assert_eq!(got_fused.topk_ids, got.topk_ids);
-            assert_eq!(got_fused.load.counts(), got.load.counts(), "shared experts are no load");
-            let shared_slots: Vec<_> = got_fused.physical_ids.chunks(2 + S).map(|r| &r[2..]).collect();
-            assert!(shared_slots.iter().all(|ids| *ids == [E as i64, E as i64 + 1]));
+            assert_eq!(
+                got_fused.load.counts(),
+                got.load.counts(),
+                "shared experts are no load"
+            );
+            let shared_slots: Vec<_> = got_fused
+                .physical_ids
+                .chunks(2 + S)
+                .map(|r| &r[2..])
+                .collect();
+            assert!(
+                shared_slots
+                    .iter()
+                    .all(|ids| *ids == [E as i64, E as i64 + 1])
+            );
         }
     }
+}
+
+/// Llama 4: the router's weight is on the input of routed experts, never on that of shared ones.
+#[test]
+fn weights_on_the_input_leave_shared_experts_alone() {
+    let device = Device::flex();
+    let x = noise(5, H, 6);
+    let mut router = RouterSpec::new("w");
+    router.weight_on_input = true;
+    for compute in [Compute::Auto, Compute::TensorOps] {
+        let layer = config(true, compute)
+            .with_router(router.clone())
+            .init(&device)
+            .unwrap();
+        let hidden = tensor(x.clone(), H, &device);
+        let got = layer
+            .forward_detailed(hidden, ForwardOptions::new())
+            .unwrap();
+        let mut expected = shared_output(&layer, &x);
+        let rows = expected
+            .chunks_exact_mut(H)
+            .zip(x.chunks_exact(H))
+            .zip(choices(&got));
+        for ((sum, x), choice) in rows {
+            for (index, weight) in choice {
+                let x: Vec<f64> = x.iter().map(|&x| f64::from(x) * weight).collect();
+                let y = expert(&layer.experts, index, true, silu_mul, &x);
+                sum.iter_mut().zip(y).for_each(|(s, y)| *s += y);
+            }
+        }
+        assert_near(&values(got.output), &expected, 1e-5);
+    }
+    let fused = config(true, Compute::Auto)
+        .with_router(router)
+        .with_routing(table(S));
+    let error = fused.init(&device).unwrap_err().to_string();
+    assert!(
+        error.contains("weights are applied on the input"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -138,7 +208,9 @@ fn shared_experts_that_cannot_be_fused_are_refused() {
     for (config, message) in [
         (plain.clone(), "the layer has no shared experts"),
         (
-            plain.clone().with_shared_experts(SharedExpertsConfig::new(S * I)),
+            plain
+                .clone()
+                .with_shared_experts(SharedExpertsConfig::new(S * I)),
             "2 fused shared experts, but the layer has 1",
         ),
         (

@@ -69,7 +69,7 @@ pub enum PlacementError {
     },
     /// A load that counts no tokens.
     #[error(
-        "load of layer {layer}, expert {expert} is {value}; a load is a finite number that is not negative"
+        "load of layer {layer}, expert {expert} is {value}; a load is a number from 0 to 1e100"
     )]
     Load {
         /// Layer.

@@ -40,6 +40,7 @@
 //! ```
 
 pub mod balance;
+pub mod bound;
 mod change;
 pub mod compat;
 mod error;

@@ -2,6 +2,9 @@ use std::ops::Range;
 
 use crate::PlacementError;
 
+/// No counter comes near; sums of loads below it stay finite.
+const MAX_LOAD: f64 = 1e100;
+
 /// Tokens routed to each logical expert of each MoE layer over some time, `[layers, experts]`.
 ///
 /// The unit does not matter to a plan, only the proportions within a layer do.
@@ -25,7 +28,7 @@ impl ExpertLoad {
     ///
     /// # Errors
     ///
-    /// If a dimension is zero, the length does not match, or a value is negative, infinite or NaN.
+    /// If a dimension is zero, the length does not match, or a value is negative, NaN or above 1e100.
     pub fn new(
         num_layers: usize,
         num_experts: usize,
@@ -47,7 +50,7 @@ impl ExpertLoad {
                 expected,
             });
         }
-        if let Some(i) = values.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
+        if let Some(i) = values.iter().position(|v| !((0.0..=MAX_LOAD).contains(v))) {
             return Err(PlacementError::Load {
                 layer: i / num_experts,
                 expert: i % num_experts,
@@ -198,7 +201,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_its_place_and_value() {
-        for bad in [-1.0, f64::NAN, f64::INFINITY] {
+        for bad in [-1.0, f64::NAN, f64::INFINITY, 2e100] {
             let error = ExpertLoad::from_rows(&[[1.0, 2.0], [3.0, bad]])
                 .unwrap_err()
                 .to_string();

@@ -45,7 +45,7 @@ pub trait PlacementStrategy: Debug + Send + Sync {
     }
 }
 
-impl dyn PlacementStrategy {
+impl dyn PlacementStrategy + '_ {
     /// The name that configurations use.
     pub fn name(&self) -> &'static str {
         self.typetag_name()

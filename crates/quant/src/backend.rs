@@ -36,7 +36,7 @@ pub trait QuantBackend: Debug + Send + Sync {
     ) -> Result<ExpertWeights, QuantError>;
 }
 
-impl dyn QuantBackend {
+impl dyn QuantBackend + '_ {
     /// The `quant_method` that selects the backend.
     pub fn name(&self) -> &'static str {
         self.typetag_name()

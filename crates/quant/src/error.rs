@@ -33,6 +33,16 @@ pub enum QuantError {
         /// The shapes that would be right.
         expected: String,
     },
+    /// A tensor holds other numbers than it must.
+    #[error("tensor `{tensor}` holds {got}, expected {expected}")]
+    Value {
+        /// Its full name.
+        tensor: String,
+        /// The numbers found.
+        got: String,
+        /// The numbers that would be right.
+        expected: String,
+    },
     /// Bytes outside of a tensor were asked for.
     #[error("bytes {start}..{end} of tensor `{tensor}` do not exist: it has {len} bytes")]
     Range {

@@ -208,11 +208,11 @@ fn loads(experts: usize) -> Vec<Vec<f64>> {
         with(|e| f64::from(u8::from(e == 0))),
         with(|e| e as f64),
         with(|e| 1.0 / (e + 1) as f64),
-        vec![1e300; experts],
-        with(|e| if e == 0 { f64::MAX } else { 1.0 }),
-        vec![f64::MAX; experts],
+        vec![1e99; experts],
+        with(|e| if e == 0 { 1e100 } else { 1.0 }),
+        vec![1e100; experts],
         vec![f64::from_bits(1); experts],
-        with(|e| if e == 0 { 1e300 } else { f64::MIN_POSITIVE }),
+        with(|e| if e == 0 { 1e99 } else { f64::MIN_POSITIVE }),
     ]
 }
 

@@ -1,5 +1,7 @@
 //! Every property of the quantization suite can fail: backends with one fault each.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

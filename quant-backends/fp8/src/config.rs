@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::linear::Fp8Format;
 
 /// When the scale of an activation is found.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ActivationScheme {

@@ -66,7 +66,9 @@ pub(crate) enum Plan {
 impl ModelOpt {
     pub(crate) fn plan(&self) -> Result<Plan, QuantError> {
         let Some(name) = &self.quant_algo else {
-            return Err(error("quant_algo is missing: it names the format".to_owned()));
+            return Err(error(
+                "quant_algo is missing: it names the format".to_owned(),
+            ));
         };
         if name.eq_ignore_ascii_case("MIXED_PRECISION") {
             return self.mixed();
@@ -119,7 +121,9 @@ impl ModelOpt {
 
 fn group_size(algorithm: Algorithm, given: Option<usize>) -> Result<usize, QuantError> {
     match given {
-        Some(0) => Err(error("group_size is 0, expected a positive number".to_owned())),
+        Some(0) => Err(error(
+            "group_size is 0, expected a positive number".to_owned(),
+        )),
         // Algorithms without groups carry the key as well.
         Some(size) if algorithm.group_size() != usize::MAX => Ok(size),
         _ => Ok(algorithm.group_size()),

@@ -12,9 +12,9 @@
 //! Activations are not quantized.
 
 use moekit_quant::{
-    CodeFormat, ExpertLinear, ExpertWeights, LinearSite, ModuleList, MoeLayerSpec,
-    QuantBackend, QuantError, ScaleFormat, TensorDtype, TensorSource, load_float_linear,
-    load_linears, register_quant_backend,
+    CodeFormat, ExpertLinear, ExpertWeights, LinearSite, ModuleList, MoeLayerSpec, QuantBackend,
+    QuantError, ScaleFormat, TensorDtype, TensorSource, load_float_linear, load_linears,
+    register_quant_backend,
 };
 use moekit_routing::ExpertRouting;
 use schemars::JsonSchema;
@@ -67,7 +67,7 @@ fn load_mxfp4_linear(
     tensors: &dyn TensorSource,
 ) -> Result<ExpertLinear, QuantError> {
     let site = site.untransposed();
-    if site.shape()[1] % GROUP != 0 {
+    if !site.shape()[1].is_multiple_of(GROUP) {
         let what = format!("{} input features", site.shape()[1]);
         return Err(site.unsupported(&what, "a multiple of 32"));
     }

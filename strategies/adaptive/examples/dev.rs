@@ -19,10 +19,10 @@ fn main() {
             let mut r = rng(7);
             let layers: Vec<Vec<f64>> = (0..58).map(|_| p.draw(e, &mut r)).collect();
             let slots = vec![s / g; g];
-            let mut ws = Planner::new(Settings::default());
+            let mut ws = Planner::new({ let mut s = Settings::default(); if let Ok(w) = std::env::var("WL") { s.work_limit = w.parse().unwrap(); } s });
             let (mut min, mut sum, mut bad, mut w) = (9.0f64, 0.0, 0, 0);
             let mut times = vec![];
-            let reps = if only.is_some() { 400 } else { 5 };
+            let reps = if only.is_some() { std::env::var("REPS").map(|r| r.parse().unwrap()).unwrap_or(400) } else { 5 };
             for i in 0..reps {
                 let t = Instant::now();
                 for l in &layers {

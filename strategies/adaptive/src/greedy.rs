@@ -34,3 +34,78 @@ pub(crate) fn pack(state: &mut State, by_load: &[u32], limit: f64) -> Option<f64
     }
     Some(worst)
 }
+
+/// Takes second replicas off ranks where swaps or other replicas allow it at no higher largest cost.
+pub(crate) fn undouble(state: &mut State) {
+    let limit = state.worst() * (1.0 + 1e-12);
+    for i in 0..state.order.len() {
+        let rank = state.order[i] as usize;
+        for at in state.slots(rank) {
+            let expert = state.slot[at];
+            if state.experts(rank).iter().filter(|&&e| e == expert).count() > 1 {
+                let _ = swap_away(state, rank, at, limit) || replace(state, rank, at, limit);
+            }
+        }
+    }
+    state.settle();
+}
+
+/// Swaps a slot with one of another rank so that no expert is twice on either.
+fn swap_away(state: &mut State, rank: usize, at: usize, limit: f64) -> bool {
+    let (expert, value) = (state.slot[at], state.value[at]);
+    for i in 0..state.order.len() {
+        let other = state.order[i] as usize;
+        if other == rank || state.holds(other, expert) {
+            continue;
+        }
+        for k in state.slots(other) {
+            let shift = value - state.value[k];
+            if !state.holds(rank, state.slot[k])
+                && (state.rank_load[rank] - shift) * state.pace[rank] <= limit
+                && (state.rank_load[other] + shift) * state.pace[other] <= limit
+            {
+                state.slot.swap(at, k);
+                state.value.swap(at, k);
+                state.rank_load[rank] -= shift;
+                state.rank_load[other] += shift;
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Gives a slot to an expert that is not on the rank, with all shares that change by that.
+fn replace(state: &mut State, rank: usize, at: usize, limit: f64) -> bool {
+    let gives = state.slot[at];
+    for gains in 0..state.load.len() as u32 {
+        if state.holds(rank, gains) {
+            continue;
+        }
+        let recount = |state: &mut State, by: i64| {
+            for (expert, by) in [(gives, -by), (gains, by)] {
+                let count = i64::from(state.count[expert as usize]) + by;
+                state.set_count(expert, count as u32);
+            }
+        };
+        recount(state, 1);
+        state.slot[at] = gains;
+        let cost = |r: u32| {
+            let load: f64 = state.experts(r as usize).iter().map(|&e| state.share[e as usize]).sum();
+            load * state.pace[r as usize]
+        };
+        let fits = state.order.iter().all(|&r| cost(r) <= limit);
+        if fits {
+            for slot in 0..state.slot.len() {
+                state.value[slot] = state.share[state.slot[slot] as usize];
+            }
+            for rank in 0..state.ranks() {
+                state.rank_load[rank] = state.value[state.slots(rank)].iter().sum();
+            }
+            return true;
+        }
+        recount(state, -1);
+        state.slot[at] = gives;
+    }
+    false
+}

@@ -3,6 +3,8 @@
 pub mod certificate_draft;
 mod connect;
 mod counts;
+mod exchange;
+mod fresh;
 mod greedy;
 mod heap;
 mod plan;

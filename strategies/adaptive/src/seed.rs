@@ -58,6 +58,32 @@ impl Seeder {
         }
     }
 
+    /// Gives the slots that stayed empty, for want of a rank without the expert, to the experts with the
+    /// largest replicas among those not yet on the rank.
+    pub(crate) fn place_left(&mut self, state: &mut State, ranks: &[u32]) {
+        for &expert in &self.left {
+            state.set_count(expert, state.count[expert as usize] - 1);
+        }
+        if self.left.is_empty() {
+            return;
+        }
+        for &rank in ranks {
+            while state.has_room(rank as usize) {
+                let mut best: Option<u32> = None;
+                for expert in 0..state.load.len() as u32 {
+                    if best.is_none_or(|b| state.share[expert as usize] > state.share[b as usize])
+                        && !state.holds(rank as usize, expert)
+                    {
+                        best = Some(expert);
+                    }
+                }
+                let Some(expert) = best else { break };
+                state.set_count(expert, state.count[expert as usize] + 1);
+                state.push(rank as usize, expert);
+            }
+        }
+    }
+
     fn place_single(&mut self, state: &mut State, expert: u32) {
         let Some(rank) = self.heap.top() else {
             self.left.push(expert);

@@ -80,6 +80,13 @@ impl State {
         self.rank_load.resize(ranks, 0.0);
     }
 
+    /// Takes every slot for filled.
+    pub(crate) fn fill(&mut self) {
+        for rank in 0..self.ranks() {
+            self.filled[rank] = self.start[rank + 1] - self.start[rank];
+        }
+    }
+
     pub(crate) fn ranks(&self) -> usize {
         self.pace.len()
     }

@@ -1,3 +1,5 @@
+#![allow(unused_imports)]
+
 use moekit_placement::{
     ModelPlacement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
 };

@@ -32,28 +32,33 @@ pub(crate) fn ranks(num_experts: usize, slots: &[Vec<usize>], num_shared: usize)
         .collect()
 }
 
-fn linear(linear: &ExpertLinear, x: &[f32]) -> Vec<f32> {
+/// `y = W x + b` for every token; `x` is `[T][in]`, the result `[T][out]`.
+fn linear(linear: &ExpertLinear, x: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let mut out = vec![Vec::with_capacity(linear.weight.rows()); x.len()];
     let mut row = vec![0.0; linear.weight.cols()];
-    (0..linear.weight.rows())
-        .map(|r| {
-            linear.weight.dequantize_row(r, &mut row).unwrap();
-            let bias = linear.bias.as_ref().map_or(0.0, |b| b[r]);
-            row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + bias
-        })
-        .collect()
+    for r in 0..linear.weight.rows() {
+        linear.weight.dequantize_row(r, &mut row).unwrap();
+        let bias = linear.bias.as_ref().map_or(0.0, |b| b[r]);
+        for (out, x) in out.iter_mut().zip(x) {
+            out.push(dot(&row, x) + bias);
+        }
+    }
+    out
 }
 
-pub(crate) fn mlp(expert: &ExpertMlp, activation: Activation, x: &[f32]) -> Vec<f32> {
-    let up = linear(&expert.up, x);
-    let gate = match &expert.gate {
-        Some(gate) => linear(gate, x),
-        None => up.clone(),
-    };
-    let inner: Vec<f32> = gate
-        .iter()
-        .zip(&up)
-        .map(|(&g, &u)| activation.apply(g, u))
-        .collect();
+fn dot(w: &[f32], x: &[f32]) -> f32 {
+    w.iter().zip(x).map(|(w, x)| w * x).sum()
+}
+
+fn mlp(expert: &ExpertMlp, activation: Activation, x: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let mut inner = linear(&expert.up, x);
+    let gate = expert.gate.as_ref().map(|gate| linear(gate, x));
+    for (t, row) in inner.iter_mut().enumerate() {
+        for (i, up) in row.iter_mut().enumerate() {
+            let gate = gate.as_ref().map_or(0.0, |gate| gate[t][i]);
+            *up = activation.apply(gate, *up);
+        }
+    }
     linear(&expert.down, &inner)
 }
 
@@ -164,44 +169,47 @@ pub(crate) fn forward(
     ranks: &[(OneRank, ExpertWeights)],
     x: &[Vec<f32>],
 ) -> Output {
-    let (num_experts, hidden) = (spec.num_experts, spec.hidden_size);
-    let gate = read_floats(tensors, &spec.router.weight, num_experts * hidden).unwrap();
+    let num_experts = spec.num_experts;
+    let gate = read_floats(tensors, &spec.router.weight, num_experts * spec.hidden_size).unwrap();
     let vector = |name: &Option<String>| match name {
         Some(name) => read_floats(tensors, name, num_experts).unwrap(),
         None => vec![0.0; num_experts],
     };
-    let (bias, correction) = (
-        vector(&spec.router.bias),
-        vector(&spec.router.correction_bias),
-    );
-    let mut output = Output {
-        rows: Vec::new(),
-        routed: Vec::new(),
-    };
-    for x in x {
-        let logits: Vec<f32> = gate
-            .chunks(hidden)
-            .zip(&bias)
-            .map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + b)
+    let bias = vector(&spec.router.bias);
+    let correction = vector(&spec.router.correction_bias);
+    let routed: Vec<Vec<(usize, f32)>> = x
+        .iter()
+        .map(|x| {
+            let rows = gate.chunks(spec.hidden_size).zip(&bias);
+            let logits: Vec<f32> = rows.map(|(w, b)| dot(w, x) + b).collect();
+            route(spec, &logits, &correction)
+        })
+        .collect();
+    let mut rows = shared(spec, tensors, &ranks[0], x);
+    for id in 0..num_experts {
+        let chosen = routed.iter().enumerate().flat_map(|(t, experts)| {
+            let of_this = experts.iter().filter(move |(expert, _)| *expert == id);
+            of_this.map(move |(_, weight)| (t, *weight))
+        });
+        let (tokens, weights): (Vec<usize>, Vec<f32>) = chosen.unzip();
+        let on_input = spec.router.weight_on_input;
+        let pairs = tokens.iter().zip(&weights);
+        let scaled = |w: f32| move |x: &f32| if on_input { x * w } else { *x };
+        let input: Vec<Vec<f32>> = pairs
+            .map(|(&t, &w)| x[t].iter().map(scaled(w)).collect())
             .collect();
-        let routed = route(spec, &logits, &correction);
-        let mut row = shared(spec, tensors, &ranks[0], x);
-        for &(id, weight) in &routed {
-            let expert = find(ranks, id);
-            let on_input = spec.router.weight_on_input;
-            let scaled: Vec<f32> = x
-                .iter()
-                .map(|x| if on_input { x * weight } else { *x })
-                .collect();
-            let weight = if on_input { 1.0 } else { weight };
-            for (out, y) in row.iter_mut().zip(mlp(expert, spec.activation, &scaled)) {
-                *out += weight * y;
-            }
+        let output = mlp(find(ranks, id), spec.activation, &input);
+        for ((t, weight), y) in tokens.into_iter().zip(weights).zip(output) {
+            add(&mut rows[t], &y, if on_input { 1.0 } else { weight });
         }
-        output.rows.push(row);
-        output.routed.push(routed);
     }
-    output
+    Output { rows, routed }
+}
+
+fn add(out: &mut [f32], y: &[f32], weight: f32) {
+    for (out, y) in out.iter_mut().zip(y) {
+        *out += weight * y;
+    }
 }
 
 /// The last replica, so that more than the first rank is looked at.
@@ -220,25 +228,24 @@ fn shared(
     spec: &MoeLayerSpec,
     tensors: &dyn TensorSource,
     (rank, weights): &(OneRank, ExpertWeights),
-    x: &[f32],
-) -> Vec<f32> {
-    let mut row = vec![0.0; spec.hidden_size];
+    x: &[Vec<f32>],
+) -> Vec<Vec<f32>> {
+    let mut rows = vec![vec![0.0; spec.hidden_size]; x.len()];
     let Some(shared) = &spec.shared else {
-        return row;
+        return rows;
     };
-    let gate = match &shared.gate {
-        Some(gate) => {
-            let gate = read_floats(tensors, gate, spec.hidden_size).unwrap();
-            let logit: f32 = gate.iter().zip(x).map(|(g, x)| g * x).sum();
-            1.0 / (1.0 + (-logit).exp())
-        }
-        None => 1.0,
-    };
+    let gate = shared
+        .gate
+        .as_ref()
+        .map(|gate| read_floats(tensors, gate, spec.hidden_size).unwrap());
     let fused = weights.experts.iter().rev().take(rank.num_shared_experts());
     for expert in fused.chain(&weights.shared) {
-        for (out, y) in row.iter_mut().zip(mlp(expert, spec.activation, x)) {
-            *out += gate * shared.scaling * y;
+        for ((row, y), x) in rows.iter_mut().zip(mlp(expert, spec.activation, x)).zip(x) {
+            let gate = gate
+                .as_ref()
+                .map_or(1.0, |gate| 1.0 / (1.0 + (-dot(gate, x)).exp()));
+            add(row, &y, gate * shared.scaling);
         }
     }
-    row
+    rows
 }

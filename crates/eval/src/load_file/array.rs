@@ -24,7 +24,10 @@ pub(super) struct Array {
 impl Array {
     pub(super) fn into_load(self, path: &Path) -> Result<LoadFile, EvalError> {
         if matches!(self.shape.len(), 2 | 3) && self.shape.contains(&0) {
-            let message = format!("shape {:?} holds no load: every extent is at least 1", self.shape);
+            let message = format!(
+                "shape {:?} holds no load: every extent is at least 1",
+                self.shape
+            );
             return Err(EvalError::content(path, message));
         }
         let load = |step, values| {
@@ -34,7 +37,7 @@ impl Array {
             ExpertLoad::new(layers, experts, values).map_err(|source| EvalError::Load {
                 path: path.to_owned(),
                 step,
-                source,
+                source: Box::new(source),
             })
         };
         match *self.shape.as_slice() {
@@ -43,11 +46,13 @@ impl Array {
                 let steps = self.values.chunks(layers * experts).enumerate();
                 let steps = steps.map(|(s, values)| load(Some(s), values.to_vec()));
                 let trace = LoadTrace::new(steps.collect::<Result<_, _>>()?);
-                trace.map(LoadFile::Trace).map_err(|source| EvalError::Load {
-                    path: path.to_owned(),
-                    step: None,
-                    source,
-                })
+                trace
+                    .map(LoadFile::Trace)
+                    .map_err(|source| EvalError::Load {
+                        path: path.to_owned(),
+                        step: None,
+                        source: Box::new(source),
+                    })
             }
             _ => Err(dimensions(path, &self.shape)),
         }

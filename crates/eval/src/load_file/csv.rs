@@ -50,7 +50,10 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Array, EvalError> {
             }
         }
         let line = record.position().map_or(0, csv::Position::line);
-        rows.push((line, index_of(&record, columns, line, rows.len()).map_err(content)?));
+        rows.push((
+            line,
+            index_of(&record, columns, line, rows.len()).map_err(content)?,
+        ));
         for (column, field) in record.iter().enumerate().skip(columns.count()) {
             let value = field.parse::<f64>().map_err(|_| {
                 content(format!(
@@ -86,7 +89,10 @@ fn index_of(
     let cell = |i| {
         let field = record.get(i).unwrap_or_default();
         field.parse().map_err(|_| {
-            format!("line {line}, column {}: `{field}` is not a step or layer, 0, 1, ..", i + 1)
+            format!(
+                "line {line}, column {}: `{field}` is not a step or layer, 0, 1, ..",
+                i + 1
+            )
         })
     };
     Ok(match columns {
@@ -122,7 +128,9 @@ pub(super) fn write(load: &LoadFile) -> Result<Vec<u8>, String> {
     if let Some(trace) = load.trace() {
         let header = ["step", "layer"].map(str::to_owned);
         let experts = (0..trace.num_experts()).map(|e| e.to_string());
-        writer.write_record(header.into_iter().chain(experts)).map_err(text)?;
+        writer
+            .write_record(header.into_iter().chain(experts))
+            .map_err(text)?;
     }
     for (step, layers) in load.steps().iter().enumerate() {
         for (layer, values) in layers.layers().enumerate() {
@@ -130,7 +138,9 @@ pub(super) fn write(load: &LoadFile) -> Result<Vec<u8>, String> {
                 writer.write_field(step.to_string()).map_err(text)?;
                 writer.write_field(layer.to_string()).map_err(text)?;
             }
-            writer.write_record(values.iter().map(f64::to_string)).map_err(text)?;
+            writer
+                .write_record(values.iter().map(f64::to_string))
+                .map_err(text)?;
         }
     }
     writer.into_inner().map_err(|error| error.to_string())

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use serde::de::{
-    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::json;
 
 use super::LoadFile;
@@ -43,7 +41,9 @@ fn nest<T: Copy + Into<serde_json::Value>>(values: &[T], shape: &[usize]) -> ser
 
 /// The error, and the text at which it happened.
 fn located(error: &serde_json::Error, bytes: &[u8]) -> String {
-    let line = bytes.split(|b| *b == b'\n').nth(error.line().saturating_sub(1));
+    let line = bytes
+        .split(|b| *b == b'\n')
+        .nth(error.line().saturating_sub(1));
     let near = line
         .and_then(|line| line.get(error.column().saturating_sub(1)..))
         .map(|rest| String::from_utf8_lossy(&rest[..rest.len().min(20)]).into_owned())
@@ -108,7 +108,9 @@ impl<'de> Visitor<'de> for Nested<'_> {
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
         let level = *self.collector.numbers_at.get_or_insert(self.level);
         if level != self.level || level == 0 {
-            return Err(E::custom(format!("the number {value} where a list is expected")));
+            return Err(E::custom(format!(
+                "the number {value} where a list is expected"
+            )));
         }
         self.collector.values.push(value);
         Ok(())
@@ -157,7 +159,9 @@ impl<'de> Visitor<'de> for RootVisitor {
     type Value = Root;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of lists of numbers, or an object with `logical_count` or `load_history`")
+        f.write_str(
+            "a list of lists of numbers, or an object with `logical_count` or `load_history`",
+        )
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Root, A::Error> {
@@ -252,7 +256,9 @@ impl<'de> Visitor<'de> for Step<'_> {
                 continue;
             }
             if std::mem::replace(&mut found, true) {
-                return Err(A::Error::custom("a second `logical_expert_load` in one step"));
+                return Err(A::Error::custom(
+                    "a second `logical_expert_load` in one step",
+                ));
             }
             map.next_value_seed(Nested {
                 collector: self.0,

@@ -157,12 +157,19 @@ pub fn read(path: impl AsRef<Path>) -> Result<LoadFile, EvalError> {
     let (path, tensor) = split_name(path.as_ref());
     let format = Format::of(&path)?;
     if let (Some(name), Format::Json | Format::Csv | Format::Npy) = (&tensor, format) {
-        let message = format!("`#{name}` names a tensor, and {} has no names", format.name());
+        let message = format!(
+            "`#{name}` names a tensor, and {} has no names",
+            format.name()
+        );
         return Err(EvalError::content(&path, message));
     }
     let bytes = file::read(&path)?;
     if let Some(content) = Format::sniff(&bytes).filter(|content| *content != format) {
-        let message = format!("the name says {}, the content is {}", format.name(), content.name());
+        let message = format!(
+            "the name says {}, the content is {}",
+            format.name(),
+            content.name()
+        );
         return Err(EvalError::content(&path, message));
     }
     let array = match format {

@@ -69,9 +69,21 @@ fn checked_shape(path: &Path, bytes: &[u8]) -> Result<Vec<usize>, EvalError> {
         [b'\x93', b'N', b'U', b'M', b'P', b'Y', 1, _, a, b, ..] => {
             (10, usize::from(u16::from_le_bytes([*a, *b])))
         }
-        [b'\x93', b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d, ..] => {
-            (12, u32::from_le_bytes([*a, *b, *c, *d]) as usize)
-        }
+        [
+            b'\x93',
+            b'N',
+            b'U',
+            b'M',
+            b'P',
+            b'Y',
+            2 | 3,
+            _,
+            a,
+            b,
+            c,
+            d,
+            ..,
+        ] => (12, u32::from_le_bytes([*a, *b, *c, *d]) as usize),
         _ => return Err(content("not a .npy file of version 1, 2 or 3")),
     };
     if length > MAX_HEADER {
@@ -86,7 +98,8 @@ fn checked_shape(path: &Path, bytes: &[u8]) -> Result<Vec<usize>, EvalError> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .ok_or_else(|| content("the header is not a Python literal"))?;
-    let shape = shape_in(&header).ok_or_else(|| content("the header has no `shape` of integers"))?;
+    let shape =
+        shape_in(&header).ok_or_else(|| content("the header has no `shape` of integers"))?;
     let claimed = checked_len(path, &shape)?;
     // The smallest number is one byte; the exact length follows from the dtype, later.
     if claimed > data.len() {

@@ -50,8 +50,14 @@ fn number(dtype: Dtype) -> Option<Number> {
 
 pub(super) fn write(load: &LoadFile) -> Result<Vec<u8>, String> {
     let (dtype, bytes): (_, Vec<u8>) = match integers(load.values()) {
-        Some(values) => (Dtype::I64, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        None => (Dtype::F64, load.values().flat_map(f64::to_le_bytes).collect()),
+        Some(values) => (
+            Dtype::I64,
+            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ),
+        None => (
+            Dtype::F64,
+            load.values().flat_map(f64::to_le_bytes).collect(),
+        ),
     };
     let tensor = TensorView::new(dtype, load.shape(), &bytes).map_err(|error| error.to_string())?;
     // The version that vLLM's files of recorded load carry.

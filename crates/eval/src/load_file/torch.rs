@@ -20,7 +20,10 @@ pub(super) fn read(path: &Path, wanted: Option<&str>) -> Result<Array, EvalError
     }
     let name = choose(path, names(), wanted)?;
     let Some(tensor) = file.get(name) else {
-        return Err(EvalError::content(path, format!("there is no tensor `{name}`")));
+        return Err(EvalError::content(
+            path,
+            format!("there is no tensor `{name}`"),
+        ));
     };
     let number = number(tensor.dtype()).ok_or_else(|| {
         let message = format!("tensor `{name}` is boolean, expected integers or floats");

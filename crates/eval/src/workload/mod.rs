@@ -85,7 +85,8 @@ impl FlashCrowd {
     }
 
     fn is_on(&self, step: usize) -> bool {
-        step.checked_sub(self.start).is_some_and(|since| since < self.steps)
+        step.checked_sub(self.start)
+            .is_some_and(|since| since < self.steps)
     }
 }
 
@@ -136,11 +137,17 @@ impl Workload {
                 return Err(EvalError::setting(what, got, "1 or more"));
             }
         }
-        let values = num_experts.checked_mul(num_layers).and_then(|n| n.checked_mul(num_steps));
+        let values = num_experts
+            .checked_mul(num_layers)
+            .and_then(|n| n.checked_mul(num_steps));
         if values.is_none_or(|n| n > MAX_VALUES) {
             let shape = format!("[{num_steps}, {num_layers}, {num_experts}]");
             let expected = format!("at most {MAX_VALUES} values");
-            return Err(EvalError::setting("the shape of the trace", shape, expected));
+            return Err(EvalError::setting(
+                "the shape of the trace",
+                shape,
+                expected,
+            ));
         }
         if tokens > MAX_TOKENS {
             let expected = format!("at most {MAX_TOKENS}");
@@ -196,7 +203,10 @@ impl Workload {
     ///
     /// If either is zero.
     pub fn with_domains(mut self, domains: usize, steps: usize) -> Result<Self, EvalError> {
-        for (what, got) in [("the number of domains", domains), ("the steps of a domain", steps)] {
+        for (what, got) in [
+            ("the number of domains", domains),
+            ("the steps of a domain", steps),
+        ] {
             if got == 0 {
                 return Err(EvalError::setting(what, got, "1 or more"));
             }
@@ -225,7 +235,8 @@ impl Workload {
     ///
     /// None that a workload which was made without an error could run into.
     pub fn generate(&self) -> Result<LoadTrace, EvalError> {
-        let mut steps = vec![Vec::with_capacity(self.num_layers * self.num_experts); self.num_steps];
+        let mut steps =
+            vec![Vec::with_capacity(self.num_layers * self.num_experts); self.num_steps];
         for layer in 0..self.num_layers {
             let mut generator = Layer::new(self, layer as u64);
             for (step, values) in steps.iter_mut().enumerate() {

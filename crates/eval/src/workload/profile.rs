@@ -52,8 +52,14 @@ const R1_MT_SIGMA: f64 = 1.04;
 
 impl Profile {
     /// The names, with the symbols of their parameters.
-    pub const NAMES: &'static [&'static str] =
-        &["uniform", "lognormal:σ", "zipf:s", "powerlaw:α", "r1-mt", "hot:share"];
+    pub const NAMES: &'static [&'static str] = &[
+        "uniform",
+        "lognormal:σ",
+        "zipf:s",
+        "powerlaw:α",
+        "r1-mt",
+        "hot:share",
+    ];
 
     /// Checks the parameter.
     ///
@@ -83,7 +89,12 @@ impl Profile {
 
     /// The popularity of the most popular expert, the second, and so on, if it does not follow
     /// from the latent values; `draw` gives uniform numbers in `[0, 1)`.
-    pub(super) fn levels(self, experts: usize, tokens: u64, mut draw: impl FnMut() -> f64) -> Levels {
+    pub(super) fn levels(
+        self,
+        experts: usize,
+        tokens: u64,
+        mut draw: impl FnMut() -> f64,
+    ) -> Levels {
         let mut levels: Vec<f64> = match self {
             Self::LogNormal(sigma) => return Levels::Exponential(sigma),
             Self::R1Mt => return Levels::Exponential(R1_MT_SIGMA),
@@ -97,7 +108,9 @@ impl Profile {
             Self::Hot(share) => {
                 let others = (1.0 - share) / (experts.max(2) - 1) as f64;
                 let hot = if experts == 1 { 1.0 } else { share };
-                (0..experts).map(|e| if e == 0 { hot } else { others }).collect()
+                (0..experts)
+                    .map(|e| if e == 0 { hot } else { others })
+                    .collect()
             }
         };
         levels.sort_by(|a, b| b.total_cmp(a));
@@ -177,7 +190,11 @@ impl FromStr for Profile {
         let number = |default: f64| match parameter {
             None => Ok(default),
             Some(text) => text.parse::<f64>().map_err(|_| {
-                EvalError::setting("the parameter of the profile", format!("`{text}`"), "a number")
+                EvalError::setting(
+                    "the parameter of the profile",
+                    format!("`{text}`"),
+                    "a number",
+                )
             }),
         };
         let profile = match (name, parameter) {
@@ -226,12 +243,22 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for text in ["uniform", "lognormal:1.5", "zipf:0.4", "powerlaw:1", "r1-mt", "hot:0.25"] {
+        for text in [
+            "uniform",
+            "lognormal:1.5",
+            "zipf:0.4",
+            "powerlaw:1",
+            "r1-mt",
+            "hot:0.25",
+        ] {
             assert_eq!(text.parse::<Profile>().unwrap().to_string(), text);
         }
         let json = serde_json::to_string(&Profile::Hot(0.5)).unwrap();
         assert_eq!(json, "\"hot:0.5\"");
-        assert_eq!(serde_json::from_str::<Profile>(&json).unwrap(), Profile::Hot(0.5));
+        assert_eq!(
+            serde_json::from_str::<Profile>(&json).unwrap(),
+            Profile::Hot(0.5)
+        );
     }
 
     #[test]

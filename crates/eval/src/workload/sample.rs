@@ -50,7 +50,11 @@ pub(super) fn multinomial(rng: &mut impl Rng, n: u64, shares: &[f64]) -> Vec<u64
         .iter()
         .zip(left)
         .map(|(&share, left)| {
-            let probability = if left > 0.0 { (share / left).min(1.0) } else { 0.0 };
+            let probability = if left > 0.0 {
+                (share / left).min(1.0)
+            } else {
+                0.0
+            };
             let count = Binomial::new(remaining, probability).map_or(0, |b| b.sample(rng));
             remaining -= count.min(remaining);
             count
@@ -69,32 +73,45 @@ mod tests {
     fn mean_and_variance(draws: &[f64]) -> (f64, f64) {
         let n = draws.len() as f64;
         let mean = draws.iter().sum::<f64>() / n;
-        (mean, draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / n)
+        (
+            mean,
+            draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / n,
+        )
     }
 
     #[test]
     fn multinomial_has_its_moments() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let shares = [0.2, 0.0, 0.5, 0.3];
-        let draws: Vec<_> = (0..4000).map(|_| multinomial(&mut rng, 1000, &shares)).collect();
+        let draws: Vec<_> = (0..4000)
+            .map(|_| multinomial(&mut rng, 1000, &shares))
+            .collect();
         for (e, share) in shares.iter().enumerate() {
             let counts: Vec<f64> = draws.iter().map(|d| d[e] as f64).collect();
             let (mean, variance) = mean_and_variance(&counts);
             let (expected, spread) = (1000.0 * share, 1000.0 * share * (1.0 - share));
             assert!((mean - expected).abs() <= 1.0, "{mean} {expected}");
-            assert!((variance - spread).abs() <= 0.1 * spread, "{variance} {spread}");
+            assert!(
+                (variance - spread).abs() <= 0.1 * spread,
+                "{variance} {spread}"
+            );
         }
     }
 
     #[test]
     fn dirichlet_has_its_moments() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let draws: Vec<_> = (0..4000).map(|_| dirichlet(&mut rng, &[0.1, 0.9], 50.0)).collect();
+        let draws: Vec<_> = (0..4000)
+            .map(|_| dirichlet(&mut rng, &[0.1, 0.9], 50.0))
+            .collect();
         let first: Vec<f64> = draws.iter().map(|d| d[0]).collect();
         let (mean, variance) = mean_and_variance(&first);
         let spread = 0.1 * 0.9 / 51.0;
         assert!((mean - 0.1).abs() < 0.002, "{mean}");
-        assert!((variance - spread).abs() < 0.1 * spread, "{variance} {spread}");
+        assert!(
+            (variance - spread).abs() < 0.1 * spread,
+            "{variance} {spread}"
+        );
         assert_eq!(dirichlet(&mut rng, &[0.5, 0.5], 1e-300), [0.5, 0.5]);
     }
 

@@ -34,3 +34,5 @@ save_file({"model": load}, here / "vllm.safetensors", metadata={"version": "1"})
 save_file({"target": load, "draft": load + 1}, here / "two_models.safetensors", metadata={"version": "1"})
 save_file({"load": torch.from_numpy(trace).bfloat16()}, here / "bf16_trace.safetensors")
 torch.save({"load": load.t().contiguous().t()}, here / "transposed.pt")
+# One stored number that claims to be a billion.
+torch.save({"load": torch.zeros(1).expand(1 << 20, 1 << 10)}, here / "expanded.pt")

@@ -249,3 +249,93 @@ pub enum ExpertOutputs {
     /// to send, but the sum does not depend on which ranks the experts are on.
     PerSlot(Vec<f32>),
 }
+
+#[cfg(test)]
+mod tests {
+    use moekit_routing::{Placement, Topology};
+
+    use super::*;
+
+    fn table(ranks: &[Vec<usize>]) -> RoutingTable {
+        let placement = Placement::from_ranks(2, ranks).unwrap();
+        RoutingTable::new(placement, Topology::new(ranks.len()).unwrap(), 1, 0).unwrap()
+    }
+
+    #[test]
+    fn lengths_must_agree() {
+        let table = table(&[vec![0, 1]]);
+        let hidden = [0.0_f32; 6];
+        let error = |width, ids: &[i64], weights: &[f32]| {
+            let hidden = Rows::F32(&hidden);
+            RoutedTokens::new(hidden, width, ids, weights, 2, &table)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error(4, &[0; 2], &[0.0; 2]).starts_with("hidden has shape [6]"));
+        assert!(error(0, &[], &[]).starts_with("hidden has shape [6]"));
+        assert!(
+            error(3, &[0; 3], &[0.0; 4]).contains("physical_ids has shape [3], expected [2, 2]")
+        );
+        assert!(error(3, &[0; 4], &[0.0; 5]).contains("weights has shape [5]"));
+    }
+
+    #[test]
+    fn shared_slots_stay_and_unknown_ones_are_refused() {
+        let table = table(&[vec![0], vec![1], vec![]]);
+        let hidden = [0.0_f32; 1];
+        let tokens = |ids| RoutedTokens::new(Rows::F32(&hidden), 1, ids, &[0.5; 3], 3, &table);
+        let plan = tokens(&[1, 2, -1]).unwrap().per_rank(Rank::new(2)).unwrap();
+        assert!(plan[0].tokens.is_empty());
+        assert_eq!(
+            (&plan[1].tokens[..], &plan[1].local_ids[..]),
+            (&[0][..], &[0, -1, -1][..])
+        );
+        assert_eq!(
+            (&plan[2].tokens[..], &plan[2].local_ids[..]),
+            (&[0][..], &[-1, 0, -1][..])
+        );
+        assert_eq!(plan[2].weights, [0.0, 0.5, 0.0]);
+        let error = tokens(&[3, 0, 0])
+            .unwrap()
+            .per_rank(Rank::new(0))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("physical id 3 of token 0"), "{error}");
+    }
+
+    #[test]
+    fn one_rank_moves_nothing_and_checks_all() {
+        let table = table(&[vec![1, 0]]);
+        let hidden = [1.0_f32, 2.0];
+        let tokens =
+            RoutedTokens::new(Rows::F32(&hidden), 1, &[1, 2, -1, 0], &[0.5; 4], 2, &table).unwrap();
+        let dispatched = Local.dispatch(&tokens).unwrap();
+        assert!(matches!(
+            dispatched.hidden,
+            HiddenRows::F32(Cow::Borrowed(_))
+        ));
+        assert_eq!(*dispatched.local_ids, [1, 2, -1, 0]);
+        let per_slot = ExpertOutputs::PerSlot(vec![1.0, 2.0, 0.0, 4.0]);
+        assert_eq!(
+            Local.combine(per_slot, dispatched.handle).unwrap(),
+            [3.0, 4.0]
+        );
+
+        let handle = || Local.dispatch(&tokens).unwrap().handle;
+        for outputs in [
+            ExpertOutputs::Summed(vec![0.0]),
+            ExpertOutputs::PerSlot(vec![0.0; 2]),
+        ] {
+            assert!(Local.combine(outputs, handle()).is_err());
+        }
+        let foreign = DispatchHandle::new("another dispatcher's");
+        let error = Local
+            .combine(ExpertOutputs::Summed(vec![0.0; 2]), foreign)
+            .unwrap_err();
+        assert!(error.to_string().contains("not the"), "{error}");
+        let unknown =
+            RoutedTokens::new(Rows::F32(&hidden), 1, &[0, 0, 9, 0], &[0.5; 4], 2, &table).unwrap();
+        let error = Local.dispatch(&unknown).unwrap_err().to_string();
+        assert!(error.contains("physical id 9"), "{error}");
+    }
+}

@@ -13,23 +13,15 @@ pub(super) fn activate(
     gate: Option<Tensor<2>>,
     up: Tensor<2>,
 ) -> Result<Tensor<2>, FusedMoeError> {
-    let without_gate = match activation {
-        Activation::SiluNoMul => Some(ops::silu(up.clone())),
-        Activation::GeluNoMul => Some(ops::gelu(up.clone())),
-        Activation::GeluTanhNoMul => Some(ops::gelu_approximate(up.clone())),
-        Activation::Relu2NoMul => {
-            let positive = ops::relu(up.clone());
-            Some(positive.clone() * positive)
+    let gate = match (gate, activation.is_gated()) {
+        (Some(gate), true) => gate,
+        (None, false) => return without_gate(activation, up),
+        (gate, _) => {
+            let has = if gate.is_some() { "a" } else { "no" };
+            return Err(FusedMoeError::Config(format!(
+                "the experts have {has} gate projection, which does not fit {activation:?}"
+            )));
         }
-        _ => None,
-    };
-    if let Some(output) = without_gate {
-        return Ok(output);
-    }
-    let Some(gate) = gate else {
-        return Err(FusedMoeError::Config(format!(
-            "{activation:?} needs a gate projection, and the experts have none"
-        )));
     };
     let clamped = |limit: Option<f32>| match limit {
         Some(l) => (gate.clone().clamp_max(l), up.clone().clamp(-l, l)),
@@ -55,10 +47,23 @@ pub(super) fn activate(
         Activation::SwigluStep { limit } => {
             ops::silu(gate.clone()).clamp_max(limit) * up.clone().clamp(-limit, limit)
         }
-        other => {
-            return Err(FusedMoeError::Config(format!(
-                "the activation {other:?} is not known"
-            )));
-        }
+        other => return Err(unknown(other)),
     })
+}
+
+fn without_gate(activation: Activation, up: Tensor<2>) -> Result<Tensor<2>, FusedMoeError> {
+    Ok(match activation {
+        Activation::SiluNoMul => ops::silu(up),
+        Activation::GeluNoMul => ops::gelu(up),
+        Activation::GeluTanhNoMul => ops::gelu_approximate(up),
+        Activation::Relu2NoMul => {
+            let positive = ops::relu(up);
+            positive.clone() * positive
+        }
+        other => return Err(unknown(other)),
+    })
+}
+
+fn unknown(activation: Activation) -> FusedMoeError {
+    FusedMoeError::Config(format!("the activation {activation:?} is not known"))
 }

@@ -24,6 +24,7 @@ use crate::dispatch::ExpertOutputs;
 /// Their weights live once: as Burn parameters, or packed in the precision of a checkpoint.
 #[derive(Module, Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "there is one per layer")]
 pub enum Experts {
     /// Burn parameters: initialized, differentiable, on any device.
     Trainable(TrainableExperts),

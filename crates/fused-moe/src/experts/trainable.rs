@@ -73,6 +73,22 @@ impl TrainableExperts {
         }
     }
 
+    /// The same shapes with no experts at all.
+    pub(crate) fn without_experts(&self) -> Self {
+        fn none<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let whole = param.val();
+            let mut shape = whole.dims();
+            shape[0] = 0;
+            Param::from_tensor(Tensor::empty(shape, (&whole.device(), DType::F32)))
+        }
+        Self {
+            w13: none(&self.w13),
+            w2: none(&self.w2),
+            w13_bias: self.w13_bias.as_ref().map(none),
+            w2_bias: self.w2_bias.as_ref().map(none),
+        }
+    }
+
     /// `L`.
     pub fn num_local_experts(&self) -> usize {
         self.w13.val().dims()[0]

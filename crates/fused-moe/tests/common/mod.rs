@@ -26,7 +26,7 @@ pub fn tensor(values: Vec<f32>, width: usize, device: &Device) -> Tensor<2> {
 }
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data_as::<f32>().into_vec().unwrap()
+    tensor.try_into_vec_as::<f32>().unwrap()
 }
 
 pub fn trainable(experts: &Experts) -> &TrainableExperts {

@@ -92,6 +92,16 @@ impl LinearSite {
         self.shape
     }
 
+    /// `[out, in]` of the stored matrix that the linear is a part of.
+    pub fn stored_shape(&self) -> [usize; 2] {
+        self.stored
+    }
+
+    /// First row and column of the linear within the stored matrix.
+    pub fn start(&self) -> [usize; 2] {
+        self.start
+    }
+
     /// Whether the linear shares its tensors with other experts.
     pub fn is_stacked(&self) -> bool {
         self.stack.is_some()

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One block per row, however many columns it has.
-const ROW: [usize; 2] = [1, usize::MAX];
+const ROWS: [[usize; 2]; 1] = [[1, usize::MAX]];
 
 const SCALES: [(TensorDtype, ScaleFormat); 3] = [
     (TensorDtype::F32, ScaleFormat::F32),
@@ -54,12 +54,12 @@ impl Int8Rows {
     ) -> Result<ExpertLinear, QuantError> {
         let name = site.tensor("weight");
         let codes = site.codes(tensors, &name, CodeFormat::I8, &[TensorDtype::I8])?;
-        let scales = site.scales(tensors, &site.tensor("weight_scale"), ROW, &SCALES)?;
+        let scales = site.scales(tensors, &site.tensor("weight_scale"), &ROWS, &SCALES)?;
         let mut weight = codes.with_scales(scales)?;
         if self.zero_points {
             let name = site.tensor("weight_zero_point");
             let format = [(TensorDtype::I8, ScaleFormat::I8)];
-            weight = weight.with_zero_points(site.scales(tensors, &name, ROW, &format)?)?;
+            weight = weight.with_zero_points(site.scales(tensors, &name, &ROWS, &format)?)?;
         }
         site.linear(tensors, weight)
     }

@@ -1,13 +1,18 @@
 //! Layers of random experts in any format, for the conformance tests of the backends beside this
 //! file.
 
-#![allow(dead_code, reason = "each backend uses some of it")]
+#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
 
 use moekit_quant::{
-    ExpertLayout, FusedOrder, FusedTensor, MemorySource, MlpNames, MoeLayerSpec, RouterSpec,
-    TensorDtype,
+    ExpertLayout, ExpertWeights, FusedOrder, FusedTensor, MemorySource, MlpNames, MoeLayerSpec,
+    QuantError, RouterSpec, TensorDtype, backend_for,
 };
+use moekit_routing::{ExpertRouting, Placement, Rank, RoutingTable, Topology};
 use moekit_testkit::QuantSample;
+use serde_json::Value;
 
 pub(crate) const EXPERTS: usize = 4;
 /// Neither is a multiple of the other, nor of most blocks.
@@ -73,6 +78,14 @@ fn layer(experts: ExpertLayout) -> MoeLayerSpec {
 
 /// One module per expert; `linear` writes the tensors of a module with weight `[out, in]`.
 pub(crate) fn per_expert(linear: impl Fn(&mut Tensors, &str, [usize; 2])) -> QuantSample {
+    let (layer, tensors) = experts(linear);
+    QuantSample::new(layer, tensors)
+}
+
+/// The layer and the tensors of [`per_expert`].
+pub(crate) fn experts(
+    linear: impl Fn(&mut Tensors, &str, [usize; 2]),
+) -> (MoeLayerSpec, MemorySource) {
     let mut tensors = Tensors::default();
     for expert in 0..EXPERTS {
         let module = format!("layers.0.experts.{expert}");
@@ -97,7 +110,42 @@ pub(crate) fn per_expert(linear: impl Fn(&mut Tensors, &str, [usize; 2])) -> Qua
         names: MlpNames::proj(),
         bias: false,
     };
-    QuantSample::new(layer(layout), tensors.source)
+    (layer(layout), tensors.source)
+}
+
+/// One rank that holds all experts.
+#[derive(Debug)]
+struct OneRank(Arc<RoutingTable>);
+
+impl ExpertRouting for OneRank {
+    fn rank(&self) -> Rank {
+        Rank::new(0)
+    }
+
+    fn routing_table(&self) -> Arc<RoutingTable> {
+        Arc::clone(&self.0)
+    }
+}
+
+/// Loads all experts with the backend that a configuration names.
+pub(crate) fn load(
+    config: &Value,
+    (layer, tensors): &(MoeLayerSpec, MemorySource),
+) -> Result<ExpertWeights, QuantError> {
+    let placement = Placement::from_ranks(EXPERTS, &[(0..EXPERTS).collect::<Vec<_>>()]).unwrap();
+    let table = RoutingTable::new(placement, Topology::new(1).unwrap(), 0, 0).unwrap();
+    backend_for(Some(config))?.load_experts(layer, tensors, &OneRank(Arc::new(table)))
+}
+
+/// What is said of the experts after a change of their tensors.
+pub(crate) fn refusal(
+    config: &Value,
+    linear: impl Fn(&mut Tensors, &str, [usize; 2]),
+    change: impl Fn(&mut MemorySource),
+) -> String {
+    let mut sample = experts(linear);
+    change(&mut sample.1);
+    load(config, &sample).unwrap_err().to_string()
 }
 
 /// All experts in two parameters; `stack` writes the tensors of one with `[E, out, in]` weights.

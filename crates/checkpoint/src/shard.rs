@@ -125,3 +125,89 @@ fn dtype(dtype: Dtype) -> Option<TensorDtype> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(header: &str, data: &[u8]) -> Bytes {
+        let length = (header.len() as u64).to_le_bytes();
+        [&length[..], header.as_bytes(), data].concat().into()
+    }
+
+    fn error(header: &str, data: &[u8]) -> String {
+        parse(&file(header, data)).unwrap_err()
+    }
+
+    /// Types that other readers refuse, or take for something else.
+    #[test]
+    fn every_type_of_quantized_checkpoints_is_read() {
+        let header = r#"{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},
+            "b":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[2,3]},
+            "c":{"dtype":"F4","shape":[1,6],"data_offsets":[3,6]},
+            "d":{"dtype":"BF16","shape":[],"data_offsets":[6,8]}}"#;
+        let mut tensors = parse(&file(header, &[1, 2, 3, 4, 5, 6, 7, 8])).unwrap();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        let dtypes: Vec<_> = tensors.iter().map(|(_, t)| t.info.dtype).collect();
+        let expected = [
+            TensorDtype::F8E4M3,
+            TensorDtype::F8E8M0,
+            TensorDtype::F4,
+            TensorDtype::BF16,
+        ];
+        assert_eq!(dtypes, expected);
+        assert_eq!(&tensors[2].1.bytes[..], [4, 5, 6]);
+    }
+
+    #[test]
+    fn headers_that_contradict_themselves_are_told() {
+        let tensor = |dtype: &str, shape: &str, offsets: &str| {
+            format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        assert!(error("[]", &[]).contains("invalid type"));
+        let deep = format!("{{\"a\":{}", "[".repeat(100_000));
+        assert!(error(&deep, &[]).contains("recursion limit"));
+        assert!(error(&tensor("F9", "[1]", "[0,1]"), &[0]).contains("unknown variant `F9`"));
+        assert!(error(&tensor("U8", "[2]", "[0,1]"), &[0]).contains("invalid shape"));
+        assert!(error(&tensor("U8", "[1]", "[1,0]"), &[0]).contains("invalid offset"));
+        assert!(error(&tensor("F4", "[1]", "[0,1]"), &[0]).contains("slice"));
+        assert!(error(&tensor("U8", "[9]", "[0,9]"), &[0]).contains("the file is truncated"));
+        let huge = "[18446744073709551615,2]";
+        assert!(!error(&tensor("U8", huge, "[0,1]"), &[0]).is_empty());
+        // Sizes that are right one by one, and whose sum is beyond 2^64.
+        let part = u64::MAX / 8;
+        let parts: Vec<String> = (0..9_u64)
+            .map(|i| {
+                let (start, end) = (part.saturating_mul(i), part.saturating_mul(i + 1));
+                format!(r#""{i}":{{"dtype":"U8","shape":[{part}],"data_offsets":[{start},{end}]}}"#)
+            })
+            .collect();
+        assert!(!error(&format!("{{{}}}", parts.join(",")), &[]).is_empty());
+    }
+
+    proptest! {
+        /// Whatever the bytes are, the answer is tensors within the file, or an error.
+        #[test]
+        fn damaged_files_never_panic(
+            at in 0_usize..200,
+            bytes in prop::collection::vec(any::<u8>(), 0..8),
+            cut in 0_usize..220,
+        ) {
+            let header = r#"{"__metadata__":{"format":"pt"},
+                "a":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]},
+                "b":{"dtype":"U8","shape":[3],"data_offsets":[8,11]}}"#;
+            let mut whole = file(header, &[0; 11]).to_vec();
+            for (old, new) in whole.iter_mut().skip(at).zip(bytes) {
+                *old = new;
+            }
+            whole.truncate(cut);
+            if let Ok(tensors) = parse(&whole.into()) {
+                for (_, tensor) in tensors {
+                    prop_assert_eq!(tensor.info.num_bytes(), Some(tensor.bytes.len()));
+                }
+            }
+        }
+    }
+}

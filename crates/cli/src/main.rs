@@ -1,5 +1,6 @@
 //! The command `moekit`: plan, inspect and run Mixture-of-Experts deployments.
 
+mod charts;
 mod commands;
 mod config;
 mod error;
@@ -22,6 +23,14 @@ enum Command {
     Run(Box<commands::run::Run>),
     /// Decide which rank holds which expert.
     Plan(Box<commands::plan::Plan>),
+    /// Plan with several strategies and compare them with each other and the bound.
+    Compare(Box<commands::compare::Compare>),
+    /// Plan on the past steps of a trace, measure on the next.
+    Simulate(Box<commands::simulate::Simulate>),
+    /// Make a trace of token counts.
+    Generate(Box<commands::generate::Generate>),
+    /// Write a placement in the form that another engine takes.
+    Export(commands::export::Export),
     /// Show every table of one layer.
     Map(Box<commands::map::Map>),
     /// Show the MoE layers of a checkpoint.
@@ -35,6 +44,10 @@ fn main() -> miette::Result<()> {
     match Cli::parse().command {
         Command::Run(command) => command.run(),
         Command::Plan(command) => command.run(),
+        Command::Compare(command) => command.run(),
+        Command::Simulate(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Map(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Strategies(command) => command.run(),

@@ -5,7 +5,7 @@ use moekit::placement::{PlacementRequest, PlacementStrategy, Topology, strategy_
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Setting, parse_setting, settings, strategy_config};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 
 /// The EP group and the strategy.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -61,6 +61,48 @@ impl GroupOptions {
             Some(redundant) => request.with_redundant_experts(redundant)?,
             None => request,
         })
+    }
+}
+
+/// What to plan for: a load, and the slots that take it.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ShapeOptions {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) group: GroupOptions,
+    /// Expert groups of group-limited gating
+    #[arg(long, value_name = "G")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) groups: Option<usize>,
+    /// Slots over all ranks, instead of `--redundant`
+    #[arg(long, value_name = "S", conflicts_with = "redundant")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) slots: Option<usize>,
+}
+
+impl ShapeOptions {
+    /// A request for `layers` layers of `experts` experts, without a load.
+    pub(crate) fn request<'a>(
+        &self,
+        layers: usize,
+        experts: usize,
+        topology: &'a Topology,
+    ) -> Result<PlacementRequest<'a>> {
+        // Flags that exclude each other do so in a file too.
+        if let (Some(slots), Some(redundant)) = (self.slots, self.group.redundant) {
+            return Err(CliError::usage(format!(
+                "`slots` ({slots}) and `redundant` ({redundant}) exclude each other"
+            )));
+        }
+        let mut request = self.group.request(layers, experts, topology)?;
+        if let Some(slots) = self.slots {
+            request = request.with_num_slots(slots)?;
+        }
+        if let Some(groups) = self.groups {
+            request = request.with_expert_groups(groups)?;
+        }
+        Ok(request)
     }
 }
 

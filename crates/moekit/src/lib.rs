@@ -66,6 +66,14 @@ pub mod strategies {
 /// The built-in quantization backends.
 pub mod quant_backends {
     #[doc(no_inline)]
+    pub use moekit_quant_compressed_tensors as compressed_tensors;
+    #[doc(no_inline)]
+    pub use moekit_quant_fp8 as fp8;
+    #[doc(no_inline)]
+    pub use moekit_quant_modelopt as modelopt;
+    #[doc(no_inline)]
+    pub use moekit_quant_mxfp4 as mxfp4;
+    #[doc(no_inline)]
     pub use moekit_quant_unquantized as unquantized;
 }
 
@@ -98,5 +106,10 @@ pub fn builtins() {
         strategies::eplb,
         strategies::fixed,
         quant_backends::unquantized,
+        quant_backends::fp8,
+        quant_backends::modelopt,
+        quant_backends::modelopt::mxfp8,
+        quant_backends::mxfp4,
+        quant_backends::compressed_tensors,
     );
 }

@@ -89,6 +89,40 @@ pub enum PlacementError {
         /// The value it needs.
         expected: String,
     },
+    /// A budget of a migration that moves nothing.
+    #[error(
+        "a migration budget of {budget} {what} is too small: the smallest step that keeps every expert reachable needs {needed}"
+    )]
+    BudgetTooSmall {
+        /// Of what.
+        what: &'static str,
+        /// The budget.
+        budget: u64,
+        /// The smallest budget with which something can move.
+        needed: u64,
+    },
+    /// A placement that counts on a rank that is gone.
+    #[error("rank {rank} is lost, but the next placement gives it {slots} slots; it must have 0")]
+    LostRankInUse {
+        /// The rank.
+        rank: usize,
+        /// Its slots.
+        slots: usize,
+    },
+    /// Two ranks that would have one number.
+    #[error(
+        "two ranks of the placement become rank {rank} of the group; each needs its own number"
+    )]
+    RankTwice {
+        /// The number.
+        rank: usize,
+    },
+    /// The bytes of an expert are missing or impossible.
+    #[error("bytes of an expert: {problem}")]
+    ExpertBytes {
+        /// What is wrong.
+        problem: &'static str,
+    },
 }
 
 impl PlacementError {

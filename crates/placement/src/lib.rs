@@ -46,6 +46,7 @@ pub mod compat;
 mod error;
 mod load;
 mod manager;
+mod migration;
 mod model;
 mod request;
 mod strategy;
@@ -54,6 +55,11 @@ pub use change::{PlacementChange, RankChange};
 pub use error::PlacementError;
 pub use load::{ExpertLoad, LoadTrace};
 pub use manager::{ExpertMapManager, ExpertMapManagerConfig, TopologyUpdate};
+pub use migration::{
+    Buffer, CheckpointRead, LayerMigration, Link, LinkTraffic, LocalMove, MigrationCut,
+    MigrationPlanner, MigrationStage, MigrationSummary, ModelMigration, RankCommit, RankTraffic,
+    StepBudget, Traffic, Transfer, placement_in_group,
+};
 pub use model::{ModelPlacement, PlacementFile};
 pub use request::{MigrationBudget, PlacementRequest};
 pub use strategy::{

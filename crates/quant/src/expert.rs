@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::{ActivationQuant, PackedMatrix, QuantError};
@@ -92,6 +93,41 @@ impl ExpertMlp {
             )?;
         }
         Ok(Self { gate, up, down })
+    }
+
+    /// The features `range` of the intermediate ones: rows of gate and up, columns of down. The
+    /// outputs of the parts add up to that of the whole; the bias of down is that of the first.
+    /// The weights are views of the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// If the range is empty or leaves `0..I`, or begins within a byte of nibbles.
+    pub fn slice(&self, range: Range<usize>) -> Result<Self, QuantError> {
+        let rows = |linear: &ExpertLinear| -> Result<ExpertLinear, QuantError> {
+            let weight = linear.weight.slice(range.clone(), 0..self.hidden_size())?;
+            let bias = linear
+                .bias
+                .as_ref()
+                .and_then(|bias| bias.get(range.clone()));
+            Ok(ExpertLinear {
+                weight,
+                bias: bias.map(<[f32]>::to_vec),
+                input_quant: linear.input_quant,
+            })
+        };
+        let down = ExpertLinear {
+            weight: self
+                .down
+                .weight
+                .slice(0..self.hidden_size(), range.clone())?,
+            bias: self.down.bias.clone().filter(|_| range.start == 0),
+            input_quant: self.down.input_quant,
+        };
+        Self::new(
+            self.gate.as_ref().map(rows).transpose()?,
+            rows(&self.up)?,
+            down,
+        )
     }
 
     /// `H`.

@@ -1,6 +1,9 @@
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::scale::span;
+use crate::spec::MAX_SIZE;
 use crate::{CodeFormat, QuantError, ScaleGrid};
 
 /// The weight of one linear of one expert, `[rows, cols]` = `[out, in]`, in the checkpoint's own
@@ -62,8 +65,8 @@ impl PackedMatrix {
         codes: Bytes,
     ) -> Result<Self, QuantError> {
         let error = |reason: String| QuantError::matrix(shape, format.name(), reason);
-        if shape.contains(&0) {
-            return Err(error("it needs at least one row and one column".to_owned()));
+        if shape.iter().any(|size| !(1..=MAX_SIZE).contains(size)) {
+            return Err(error(format!("it needs 1 to {MAX_SIZE} rows and columns")));
         }
         let end = match format.bytes() {
             Some(bytes) => span(shape, strides, bytes),
@@ -129,19 +132,49 @@ impl PackedMatrix {
         self
     }
 
+    /// A part of the matrix: a view of the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// If a range is empty or leaves the matrix, or columns begin within a byte of nibbles.
+    pub fn slice(&self, rows: Range<usize>, cols: Range<usize>) -> Result<Self, QuantError> {
+        let ranges = [&rows, &cols];
+        for (range, size) in ranges.into_iter().zip(self.shape) {
+            if range.is_empty() || range.end > size {
+                return Err(self.error(format!("{range:?} is not a part of 0..{size}")));
+            }
+        }
+        let pair = if self.format.is_nibble() { 2 } else { 1 };
+        if !cols.start.is_multiple_of(pair) {
+            return Err(self.error(format!("column {} begins within a byte", cols.start)));
+        }
+        let within = match self.format.bytes() {
+            Some(_) => cols.start * self.strides[1],
+            None => cols.start / 2,
+        };
+        let first = rows.start * self.strides[0] + within;
+        let shape = [rows.len(), cols.len()];
+        let mut part = Self::new(self.format, shape, self.strides, self.codes.slice(first..))?;
+        let grid = |grid: &ScaleGrid| grid.slice(&[rows.clone(), cols.clone()]);
+        part.scales = self.scales.as_ref().map(grid).transpose()?;
+        part.zero_points = self.zero_points.as_ref().map(grid).transpose()?;
+        part.global_scale = self.global_scale;
+        Ok(part)
+    }
+
+    fn error(&self, reason: String) -> QuantError {
+        QuantError::matrix(self.shape, self.format.name(), reason)
+    }
+
     fn check_grid(&self, what: &str, grid: &ScaleGrid) -> Result<(), QuantError> {
         if grid.covers(self.shape[0], self.shape[1]) {
             return Ok(());
         }
-        Err(QuantError::matrix(
-            self.shape,
-            self.format.name(),
-            format!(
-                "{:?} blocks of {:?} {what} do not cover it",
-                grid.shape(),
-                grid.block()
-            ),
-        ))
+        Err(self.error(format!(
+            "{:?} blocks of {:?} {what} do not cover it",
+            grid.shape(),
+            grid.block()
+        )))
     }
 
     /// How a code is stored.
@@ -214,7 +247,10 @@ impl PackedMatrix {
         } else {
             size_of::<f32>()
         };
-        self.rows() * self.format.row_bytes(self.cols()) + grids + global
+        let codes = self
+            .rows()
+            .saturating_mul(self.format.row_bytes(self.cols()));
+        codes.saturating_add(grids + global)
     }
 
     /// The code at `(row, col)` as a number, without zero point and scale.

@@ -168,9 +168,22 @@ impl ScaleGrid {
 
     /// The weights along an axis that belong to a block, of `len` in all.
     pub(crate) fn range(&self, axis: usize, block: usize, len: usize) -> Range<usize> {
-        let start = (block * self.block[axis]).saturating_sub(self.phase[axis]);
-        let end = ((block + 1) * self.block[axis]).saturating_sub(self.phase[axis]);
+        let edge = |block: usize| block.saturating_mul(self.block[axis]);
+        let start = edge(block).saturating_sub(self.phase[axis]);
+        let end = edge(block.saturating_add(1)).saturating_sub(self.phase[axis]);
         start.min(len)..end.min(len)
+    }
+
+    /// The blocks of a part of the matrix, given by its rows and columns.
+    pub(crate) fn slice(&self, part: &[Range<usize>; 2]) -> Result<Self, QuantError> {
+        let first = [0, 1].map(|axis| self.block_of(axis, part[axis].start));
+        let last = [0, 1].map(|axis| self.block_of(axis, part[axis].end.saturating_sub(1)));
+        let shape = [0, 1].map(|axis| last[axis] - first[axis] + 1);
+        let start = first[0] * self.strides[0] + first[1] * self.strides[1];
+        let bytes = self.bytes.slice(start..);
+        let grid = Self::new(self.format, shape, self.block, self.strides, bytes)?;
+        let phase = |axis: usize| (part[axis].start + self.phase[axis]) % self.block[axis];
+        Ok(grid.with_phase([phase(0), phase(1)]))
     }
 
     pub(crate) fn covers(&self, rows: usize, cols: usize) -> bool {

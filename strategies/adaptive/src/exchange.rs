@@ -2,6 +2,19 @@
 
 use crate::state::State;
 
+/// A replica that is given up for another expert which makes room on its own rank for a replica of a third.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Relocation {
+    /// The slot given up, on `rank`; it takes the expert of `from`.
+    pub(crate) rank: usize,
+    pub(crate) at: usize,
+    /// The slot, on `other`, that takes a replica of `gains`.
+    pub(crate) other: usize,
+    pub(crate) from: usize,
+    pub(crate) gains: u32,
+    pub(crate) cost: f64,
+}
+
 /// A slot that changes its expert, and the largest cost of the ranks it touches afterwards.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exchange {
@@ -41,15 +54,93 @@ pub(crate) fn exchanges(state: &mut State, limit: f64, most: usize) -> Vec<Excha
 pub(crate) fn apply(state: &mut State, exchange: Exchange) {
     let gives = state.slot[exchange.at];
     state.slot[exchange.at] = exchange.gains;
+    recount(state, gives, exchange.gains, [exchange.rank; 2]);
+}
+
+/// Moves one replica of the counts and settles every rank that feels it.
+fn recount(state: &mut State, gives: u32, gains: u32, changed: [usize; 2]) {
     state.set_count(gives, state.count[gives as usize] - 1);
-    state.set_count(exchange.gains, state.count[exchange.gains as usize] + 1);
+    state.set_count(gains, state.count[gains as usize] + 1);
     for i in 0..state.order.len() {
         let rank = state.order[i] as usize;
-        if rank == exchange.rank || state.holds(rank, gives) || state.holds(rank, exchange.gains) {
+        if changed.contains(&rank) || state.holds(rank, gives) || state.holds(rank, gains) {
             state.settle_rank(rank);
         }
     }
     state.settle_order();
+}
+
+/// How many of the lightest ranks a relocation may put a replica on.
+const LIGHTEST: usize = 4;
+
+/// The relocation that relieves the heaviest rank most: one of its experts gets a replica on a light rank,
+/// whose lightest expert takes the slot of a replica that is given up elsewhere.
+pub(crate) fn relocation(state: &mut State, limit: f64) -> Option<Relocation> {
+    let heaviest = *state.order.last()? as usize;
+    let donors = donors(state, limit);
+    let mut best: Option<Relocation> = None;
+    for i in state.slots(heaviest) {
+        let gains = state.slot[i];
+        let gain_ranks = ranks_of(state, gains);
+        let light: Vec<usize> = state.order.iter().map(|&r| r as usize).filter(|&r| !state.holds(r, gains)).take(LIGHTEST).collect();
+        for &other in &light {
+            let Some(from) = state.slots(other).next_back().filter(|&k| state.count[state.slot[k] as usize] == 1) else {
+                continue;
+            };
+            for donor in donors.iter().filter(|d| d.expert != gains) {
+                state.work += 1;
+                for &r in donor.ranks.iter().filter(|&&r| r as usize != other) {
+                    let rank = r as usize;
+                    let limit = best.map_or(limit, |b| b.cost);
+                    if let (Some(cost), Some(at)) = (
+                        relocated(state, donor, rank, (other, from), gains, &gain_ranks, limit),
+                        slot_of(state, rank, donor.expert),
+                    ) {
+                        best = Some(Relocation { rank, at, other, from, gains, cost });
+                    }
+                }
+            }
+        }
+    }
+    best
+}
+
+/// The largest cost among the ranks a relocation touches, `None` if that is not below the limit.
+fn relocated(
+    state: &State,
+    donor: &Donor,
+    rank: usize,
+    (other, from): (usize, usize),
+    gains: u32,
+    gain_ranks: &[u32],
+    limit: f64,
+) -> Option<f64> {
+    let (fall, moved) = (fall(state, gains), state.value[from]);
+    let after = |r: usize| {
+        let mut load = state.rank_load[r];
+        if r == rank {
+            load += moved - state.share[donor.expert as usize];
+        } else if donor.ranks.contains(&(r as u32)) {
+            load += donor.rise;
+        }
+        if r == other {
+            load += state.share[gains as usize] - fall - moved;
+        } else if gain_ranks.contains(&(r as u32)) {
+            load -= fall;
+        }
+        load * state.pace[r]
+    };
+    let touched = donor.ranks.iter().chain(gain_ranks).map(|&r| r as usize);
+    let worst = touched.map(after).fold(after(other), f64::max);
+    (worst < limit).then_some(worst)
+}
+
+/// Applies a relocation.
+pub(crate) fn relocate(state: &mut State, relocation: Relocation) {
+    let gives = state.slot[relocation.at];
+    state.slot[relocation.at] = state.slot[relocation.from];
+    state.slot[relocation.from] = relocation.gains;
+    recount(state, gives, relocation.gains, [relocation.rank, relocation.other]);
 }
 
 /// The ranks under search that hold an expert.

@@ -10,9 +10,9 @@ use crate::{
 /// Sizes of the largest replica that are tried, from the smallest possible to a whole rank.
 const CUTS: usize = 16;
 /// How many of them are searched to the end.
-const DEEP_CUTS: usize = 6;
+const DEEP_CUTS: usize = 3;
 /// A first placement this close to the target is searched at once.
-const PROMISING: f64 = 1.04;
+const PROMISING: f64 = 1.02;
 /// Exchanges of which the best is taken back if swaps after it do not make it an improvement.
 const KICKS: usize = 16;
 /// How far above the largest cost such an exchange may raise a rank.
@@ -34,6 +34,9 @@ impl Planner {
         if self.best.worst > target {
             self.restore();
             self.exchange(target);
+        }
+        if self.best.worst > target {
+            self.enumerate(frame, target);
         }
         self.outdo_greedy(frame);
     }

@@ -3,12 +3,14 @@
 pub mod certificate_draft;
 mod connect;
 mod counts;
+mod enumerate;
 mod exchange;
 mod fresh;
 mod greedy;
 mod heap;
 mod plan;
 mod problem;
+mod replan;
 mod search;
 mod seed;
 mod state;

@@ -4,6 +4,7 @@ use crate::{
     connect::Linker,
     counts::Counts,
     problem::{LayerProblem, PlanError, Settings},
+    replan::Residents,
     seed::Seeder,
     state::State,
 };
@@ -37,6 +38,8 @@ pub struct Planner {
     pub(crate) live: Vec<u32>,
     /// Replicas of each expert still to be placed.
     pub(crate) todo: Vec<u32>,
+    /// What the ranks hold in force.
+    pub(crate) residents: Residents,
     /// A state to go back to.
     pub(crate) undo: State,
 }
@@ -76,7 +79,10 @@ impl Planner {
     pub fn plan(&mut self, problem: &LayerProblem<'_>) -> Result<LayerPlan, PlanError> {
         problem.check()?;
         let frame = self.frame(problem);
-        self.fresh(frame);
+        match problem.current {
+            Some(current) => self.replan(current, problem.budget, frame),
+            None => self.fresh(frame),
+        }
         Ok(self.finish(problem, frame))
     }
 
@@ -130,8 +136,12 @@ impl Planner {
             experts.extend(lightest.take(slots - own));
             from += own;
         }
+        let received = match problem.current {
+            Some(_) => self.residents.received(&self.state) as usize,
+            None => experts.len(),
+        };
         LayerPlan {
-            received: experts.len(),
+            received,
             experts,
             largest: self.best.worst,
             bound: frame.bound,

@@ -77,12 +77,13 @@ impl Mailbox {
         self.hub.changed.notify_all();
         let mut received = Vec::new();
         while received.len() < self.num_ranks {
-            if let Some(failure) = &mail.failure {
-                return Err(FusedMoeError::dispatch(failure.clone()));
-            }
+            // What has arrived can be received even after another rank has failed.
             match mail.boxes.remove(&(call, received.len(), self.rank)) {
                 Some(part) => received.push(*part.downcast().unwrap()),
-                None => mail = self.hub.changed.wait(mail).unwrap(),
+                None => match &mail.failure {
+                    Some(failure) => return Err(FusedMoeError::dispatch(failure.clone())),
+                    None => mail = self.hub.changed.wait(mail).unwrap(),
+                },
             }
         }
         Ok(received)

@@ -182,7 +182,7 @@ impl MoeLayerSpec {
 }
 
 /// No model comes near; below it, no product of two sizes overflows.
-const MAX_SIZE: usize = 1 << 31;
+pub(crate) const MAX_SIZE: usize = 1 << 31;
 
 /// The shared experts of a layer: one MLP as wide as all of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

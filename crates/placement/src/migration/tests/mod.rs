@@ -1,0 +1,4 @@
+mod cut;
+mod memory;
+mod plans;
+mod scenario;

@@ -1,0 +1,7 @@
+//! Water-filling.
+mod balance;
+mod graph;
+mod pour;
+mod shares;
+
+pub use shares::ReplicaShares;

@@ -109,8 +109,12 @@ pub(crate) fn heat_map(title: &str, loads: &[Vec<f64>]) -> Result<String> {
                 .disable_mesh()
                 .x_desc("rank")
                 .y_desc("layer")
+                .y_labels(layers.min(12))
                 .x_label_formatter(&|x| format!("{x:.0}"))
-                .y_label_formatter(&|y| format!("{y:.0}"))
+                .y_label_formatter(&|y| match y.fract() == 0.0 {
+                    true => format!("{y:.0}"),
+                    false => String::new(),
+                })
                 .draw(),
         )?;
         let cells = relative.iter().enumerate().flat_map(|(l, layer)| {

@@ -260,3 +260,21 @@ fn faults_are_named() {
     let input = example("qwen3_moe-tiny").join("config.json");
     assert!(failure(&["run", path, "--input", input.to_str().unwrap()]).contains("config.json"));
 }
+
+#[test]
+fn shared_experts_may_be_fused() {
+    for name in ["deepseek_v3-bf16", "ernie4_5_moe-bf16"] {
+        let checkpoint = common::repository()
+            .join("tests/fixtures/checkpoints")
+            .join(name);
+        for ranks in ["1", "3"] {
+            compare(&checkpoint, &["--shared", "fused", "--ranks", ranks], 1e-4);
+        }
+    }
+    let qwen = common::repository().join("tests/fixtures/checkpoints/qwen2_moe-bf16");
+    let error = failure(&["run", qwen.to_str().unwrap(), "--shared", "fused"]);
+    assert!(
+        error.contains("shared"),
+        "a gated shared expert cannot be fused: {error}"
+    );
+}

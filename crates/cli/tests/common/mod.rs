@@ -72,6 +72,11 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
                     .chunks_exact(4)
                     .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
                     .collect(),
+                safetensors::Dtype::F64 => view
+                    .data()
+                    .chunks_exact(8)
+                    .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+                    .collect(),
                 safetensors::Dtype::I64 => view
                     .data()
                     .chunks_exact(8)

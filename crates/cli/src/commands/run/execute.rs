@@ -17,6 +17,7 @@ use moekit::routing::{
     PhysicalExpert, Placement, Rank, ReplicaSelector, RoutingTable, RoutingTableProvider, Topology,
 };
 
+use super::SharedMode;
 use super::input::Activations;
 use crate::error::Result;
 
@@ -27,6 +28,7 @@ pub(super) struct Group<'a> {
     pub(super) topology: Topology,
     pub(super) selector: ReplicaSelector,
     pub(super) kernel: CpuKernel,
+    pub(super) shared: SharedMode,
 }
 
 /// What came of one layer.
@@ -79,8 +81,16 @@ impl Group<'_> {
         input: &Activations,
     ) -> Result<LayerRun> {
         spec.check()?;
-        let table = RoutingTable::new(placement, self.topology.clone(), 0, 0)?;
-        let table = Arc::new(table);
+        let fused = match (self.shared, &spec.shared) {
+            (SharedMode::Fused, Some(shared)) => shared.num_experts,
+            _ => 0,
+        };
+        let table = Arc::new(RoutingTable::new(
+            placement,
+            self.topology.clone(),
+            fused,
+            0,
+        )?);
         let gate = self.gate(spec)?;
         let num_ranks = table.num_ranks();
         let shares = even_offsets(input.len() / spec.hidden_size, num_ranks);

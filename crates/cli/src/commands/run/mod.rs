@@ -64,6 +64,11 @@ struct RunOptions {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     selector: Option<String>,
+    /// Shared experts: apart from the routed ones, or fused as extra slots of every rank
+    /// [default: separate]
+    #[arg(long, value_name = "HOW")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared: Option<SharedMode>,
     /// Random tokens, if there is no input [default: 128]
     #[arg(long, value_name = "T", conflicts_with = "input")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +88,15 @@ struct RunOptions {
     #[command(flatten)]
     #[serde(flatten)]
     report: ReportOptions,
+}
+
+/// How shared experts are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SharedMode {
+    #[default]
+    Separate,
+    Fused,
 }
 
 /// Type of the activations between layers.
@@ -109,6 +123,7 @@ impl Run {
             topology,
             selector: options.selector()?,
             kernel: options.kernel()?,
+            shared: options.shared.unwrap_or_default(),
         };
 
         let chosen = options.layers(&model)?;

@@ -1,0 +1,313 @@
+//! `moekit generate`, `compare`, `simulate` and `export`.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{failure, json, stdout, tensors};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A small drifting trace: 40 steps, 3 layers, 16 experts.
+fn trace(directory: &TempDir, name: &str) -> PathBuf {
+    let path = directory.path().join(name);
+    stdout(&[
+        "generate",
+        "--profile",
+        "lognormal:1.0",
+        "--experts",
+        "16",
+        "--layers",
+        "3",
+        "--steps",
+        "40",
+        "--tokens",
+        "4096",
+        "--drift",
+        "0.05",
+        "--seed",
+        "5",
+        "--out",
+        text(&path),
+    ]);
+    path
+}
+
+#[test]
+fn generated_counts_are_a_function_of_the_seed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (
+        trace(&directory, "a.safetensors"),
+        trace(&directory, "b.safetensors"),
+    );
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    let (shape, counts) = tensors(&a).into_values().next().unwrap();
+    assert_eq!(shape, [40, 3, 16]);
+    for layer in counts.chunks(16) {
+        assert_eq!(layer.iter().sum::<f64>(), 4096.0);
+    }
+    assert!(
+        failure(&["generate", "--experts", "4", "--out", "x.npy"])
+            .contains("`--profile` is missing")
+    );
+    let error = failure(&[
+        "generate",
+        "--profile",
+        "zipff",
+        "--experts",
+        "4",
+        "--out",
+        "x.npy",
+    ]);
+    assert!(
+        error.contains("`zipff`") && error.contains("zipf"),
+        "{error}"
+    );
+}
+
+#[test]
+fn compare_lists_every_linked_strategy_with_the_bound() {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = trace(&directory, "t.npy");
+    let page = directory.path().join("page.html");
+    let report = json(&[
+        "compare",
+        "--load",
+        text(&trace),
+        "--ranks",
+        "4",
+        "--redundant",
+        "4",
+        "--json",
+        "--report",
+        text(&page),
+    ]);
+    let of = |name: &str| -> &Value {
+        let list = report["strategies"].as_array().unwrap();
+        list.iter()
+            .find(|s| s["strategy"] == name)
+            .unwrap_or_else(|| panic!("{name} is missing"))
+    };
+    assert!(
+        of("fixed")["error"].as_str().unwrap().contains("file"),
+        "it has no placement to fix"
+    );
+    for name in ["linear", "round_robin", "eplb"] {
+        let all = &of(name)["aggregate"];
+        let (balance, bound) = (
+            all["balancedness"].as_f64().unwrap(),
+            all["balancedness_bound"].as_f64().unwrap(),
+        );
+        assert!(
+            0.0 < balance && balance <= bound + 1e-12 && bound <= 1.0,
+            "{name}: {all}"
+        );
+    }
+    assert!(
+        of("eplb")["aggregate"]["balancedness"].as_f64()
+            > of("linear")["aggregate"]["balancedness"].as_f64()
+    );
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && !page.contains("http-equiv") && !page.contains("<script"));
+    assert!(
+        failure(&[
+            "compare",
+            "--load",
+            text(&trace),
+            "--strategies",
+            "linear,best"
+        ])
+        .contains("`best`")
+    );
+}
+
+#[test]
+fn simulate_measures_what_the_dump_shows() {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = trace(&directory, "t.npy");
+    let dump = directory.path().join("dump.safetensors");
+    let report = json(&[
+        "simulate",
+        "--trace",
+        text(&trace),
+        "--ranks",
+        "4",
+        "--nodes",
+        "2",
+        "--redundant",
+        "4",
+        "--strategy",
+        "eplb",
+        "--selector",
+        "equal",
+        "--window",
+        "10",
+        "--interval",
+        "10",
+        "--dump",
+        text(&dump),
+        "--json",
+    ]);
+    assert_eq!(report["simulations"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        report["simulations"][0]["balance_plan"],
+        report["balance_plan"]
+    );
+    let number = |key: &str| {
+        report[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{key} is missing"))
+    };
+    for key in [
+        "balance_plan",
+        "balance_next",
+        "balance_step_mean",
+        "balance_step_p1",
+        "bound",
+        "certificate_gap_mean",
+        "slots_moved_fraction",
+        "off_node_fraction",
+    ] {
+        assert!((0.0..=1.0).contains(&number(key)), "{key}");
+    }
+    assert!(number("plan_seconds_per_interval") > 0.0 && number("split_micros_per_layer") > 0.0);
+
+    let dump = tensors(&dump);
+    assert_eq!(dump["rank_load"].0, [30, 3, 4]);
+    assert_eq!(dump["physical_to_logical"].0, [3, 3, 20]);
+    let balances: Vec<f64> = dump["rank_load"]
+        .1
+        .chunks(4)
+        .map(|ranks| ranks.iter().sum::<f64>() / 4.0 / ranks.iter().copied().fold(0.0, f64::max))
+        .collect();
+    let mean = balances.iter().sum::<f64>() / balances.len() as f64;
+    assert!((mean - number("balance_step_mean")).abs() < 1e-6, "{mean}");
+}
+
+#[test]
+fn simulations_side_by_side() {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = trace(&directory, "t.npy");
+    let page = directory.path().join("page.html");
+    let base = [
+        "simulate",
+        "--trace",
+        text(&trace),
+        "--ranks",
+        "4",
+        "--window",
+        "10",
+        "--interval",
+        "10",
+    ];
+    let more = [
+        "--strategies",
+        "linear,eplb",
+        "--selector",
+        "equal,hash",
+        "--report",
+        text(&page),
+        "--json",
+    ];
+    let report = json(&[&base[..], &more].concat());
+    assert_eq!(report["simulations"].as_array().unwrap().len(), 4);
+    assert!(report.get("balance_plan").is_none());
+    assert!(
+        std::fs::read_to_string(&page)
+            .unwrap()
+            .matches("<svg")
+            .count()
+            >= 9
+    );
+
+    let simulate =
+        |args: &[&str]| failure(&[&["simulate", "--trace", text(&trace)], args].concat());
+    assert!(simulate(&["--window", "0"]).contains("the window"));
+    assert!(simulate(&["--window", "40"]).contains("the window"));
+    assert!(simulate(&["--selector", "best"]).contains("`best`"));
+    let dump = directory.path().join("d.safetensors");
+    let error = simulate(&[
+        "--window",
+        "10",
+        "--selector",
+        "equal,hash",
+        "--dump",
+        text(&dump),
+    ]);
+    assert!(
+        error.contains("2 were asked for") && !dump.exists(),
+        "{error}"
+    );
+    let flat = directory.path().join("flat.json");
+    std::fs::write(&flat, "[[1, 2]]").unwrap();
+    assert!(failure(&["simulate", "--trace", text(&flat)]).contains("no steps to simulate"));
+}
+
+#[test]
+fn placements_go_to_other_engines() {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = trace(&directory, "t.npy");
+    let placement = directory.path().join("p.json");
+    stdout(&[
+        "plan",
+        "--load",
+        text(&trace),
+        "--ranks",
+        "4",
+        "--redundant",
+        "4",
+        "--strategy",
+        "eplb",
+        "--out",
+        text(&placement),
+    ]);
+    let sglang: Value = serde_json::from_str(&stdout(&[
+        "export",
+        "--placement",
+        text(&placement),
+        "--engine",
+        "sglang",
+    ]))
+    .unwrap();
+    assert_eq!(
+        sglang["physical_to_logical_map"].as_array().unwrap().len(),
+        3
+    );
+    let yaml = stdout(&[
+        "export",
+        "--placement",
+        text(&placement),
+        "--engine",
+        "tensorrt-llm",
+        "--model-layers",
+        "5",
+        "--first-moe-layer",
+        "2",
+    ]);
+    assert!(
+        yaml.contains("num_slots: 20") && yaml.contains("  4: ["),
+        "{yaml}"
+    );
+    let error = failure(&[
+        "export",
+        "--placement",
+        text(&placement),
+        "--engine",
+        "vllm",
+    ]);
+    assert!(error.contains("vLLM"), "it cannot hold replicas: {error}");
+    assert!(
+        failure(&[
+            "export",
+            "--placement",
+            text(&placement),
+            "--engine",
+            "other"
+        ])
+        .contains("sglang")
+    );
+}

@@ -10,7 +10,7 @@ use moekit_quant::{
     ExpertLayout, ExpertWeights, FusedOrder, FusedTensor, MemorySource, MlpNames, MoeLayerSpec,
     QuantError, RouterSpec, TensorDtype, backend_for,
 };
-use moekit_routing::{ExpertRouting, Placement, Rank, RoutingTable, Topology};
+use moekit_routing::{Placement, Rank, RankView, RoutingTable, Topology};
 use moekit_testkit::QuantSample;
 use serde_json::Value;
 
@@ -113,20 +113,6 @@ pub(crate) fn experts(
     (layer(layout), tensors.source)
 }
 
-/// One rank that holds all experts.
-#[derive(Debug)]
-struct OneRank(Arc<RoutingTable>);
-
-impl ExpertRouting for OneRank {
-    fn rank(&self) -> Rank {
-        Rank::new(0)
-    }
-
-    fn routing_table(&self) -> Arc<RoutingTable> {
-        Arc::clone(&self.0)
-    }
-}
-
 /// Loads all experts with the backend that a configuration names.
 pub(crate) fn load(
     config: &Value,
@@ -134,7 +120,8 @@ pub(crate) fn load(
 ) -> Result<ExpertWeights, QuantError> {
     let placement = Placement::from_ranks(EXPERTS, &[(0..EXPERTS).collect::<Vec<_>>()]).unwrap();
     let table = RoutingTable::new(placement, Topology::new(1).unwrap(), 0, 0).unwrap();
-    backend_for(Some(config))?.load_experts(layer, tensors, &OneRank(Arc::new(table)))
+    let all = RankView::new(Rank::new(0), Arc::new(table)).unwrap();
+    backend_for(Some(config))?.load_experts(layer, tensors, &all)
 }
 
 /// What is said of the experts after a change of their tensors.

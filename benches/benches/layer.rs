@@ -1,6 +1,11 @@
 //! How long a forward pass of the layer takes, on one rank and on several:
 //! `cargo bench --bench layer`.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot set up its input has nothing to say"
+)]
+
 use std::sync::Arc;
 
 use divan::counter::ItemsCount;

@@ -1,5 +1,10 @@
 //! How long strategies plan: `cargo bench --bench placement`.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot set up its input has nothing to say"
+)]
+
 use moekit::placement::{Topology, strategy_from_value};
 use moekit_benches::{DEEPSEEK_V3, deepseek_v3_request, lognormal_load};
 

@@ -1,5 +1,10 @@
 //! How long tables take to build and to look up: `cargo bench --bench routing`.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot set up its input has nothing to say"
+)]
+
 use divan::counter::ItemsCount;
 use moekit::placement::{Topology, strategy_from_value};
 use moekit::routing::{Rank, ReplicaSelector, RoutingTable, SelectContext, SelectReplica};

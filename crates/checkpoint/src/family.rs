@@ -132,3 +132,29 @@ macro_rules! register_family {
         }
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn family(crate_name: &'static str) -> Family {
+        Family {
+            model_types: &["one", "two"],
+            spec: |config| config.layers("gate", |_, _| Ok(None)),
+            crate_name,
+        }
+    }
+
+    static ONE: Family = family("one");
+    static OTHER: Family = family("another");
+
+    #[test]
+    fn two_families_of_one_model_type_are_both_named() {
+        for pair in [[&ONE, &OTHER], [&OTHER, &ONE]] {
+            let error = by_model_type(pair.into_iter()).unwrap_err().to_string();
+            let expected = "two families read model_type `one`: one from another, one from one";
+            assert_eq!(error, expected);
+        }
+        assert_eq!(by_model_type([&ONE].into_iter()).unwrap().len(), 2);
+    }
+}

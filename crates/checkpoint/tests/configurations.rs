@@ -346,6 +346,27 @@ fn names_tell_prefix_and_layout() {
     assert!(matches!(experts, ExpertLayout::PerExpert { .. }));
 }
 
+/// Qwen3-VL's fused experts lie as `[in, out]`, those of its successors as `[out, in]`.
+#[test]
+fn vision_models() {
+    let fused = "model.language_model.layers.0.mlp.experts.gate_up_proj";
+    for (model_type, expected) in [("qwen3_vl_moe", true), ("qwen3_5_moe", false)] {
+        let mut text = qwen3();
+        text["model_type"] = json!(format!("{model_type}_text"));
+        let config = json!({ "model_type": model_type, "text_config": text });
+        let names = [fused, "model.language_model.layers.0.mlp.gate.weight"];
+        let spec = ModelConfig::new(&config, names).model().unwrap();
+        let ExpertLayout::Fused { gate_up, .. } = &spec.layers[0].experts else {
+            panic!("{:?}", spec.layers[0].experts);
+        };
+        assert_eq!(
+            (gate_up.name.as_str(), gate_up.transposed),
+            (fused, expected)
+        );
+        assert_eq!(spec.model_type, model_type);
+    }
+}
+
 /// Another crate's family.
 mod third_party {
     use super::*;

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{OneRank, Output, forward, ranks};
+use common::{Output, forward, ranks};
 use moekit_checkpoint::Checkpoint;
 use moekit_quant::{
     CountingSource, ExpertLinear, ExpertMlp, ExpertWeights, MoeLayerSpec, PackedMatrix, ScaleGrid,
@@ -17,7 +17,7 @@ use moekit_quant_fp8 as _;
 use moekit_quant_modelopt as _;
 use moekit_quant_mxfp4 as _;
 use moekit_quant_unquantized as _;
-use moekit_routing::ExpertRouting;
+use moekit_routing::{ExpertRouting, RankView};
 
 /// Frobenius-relative error of a layer's output.
 const TOLERANCE: f64 = 1e-4;
@@ -145,8 +145,8 @@ impl Reference {
 fn load(
     checkpoint: &Checkpoint,
     layer: &MoeLayerSpec,
-    ranks: Vec<OneRank>,
-) -> Result<Vec<(OneRank, ExpertWeights)>, Failure> {
+    ranks: Vec<RankView>,
+) -> Result<Vec<(RankView, ExpertWeights)>, Failure> {
     let backend = backend_for(checkpoint.quantization_config())?;
     ranks
         .into_iter()

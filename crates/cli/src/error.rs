@@ -1,3 +1,4 @@
+use std::fmt::Display;
 use std::path::Path;
 
 use miette::Diagnostic;
@@ -32,7 +33,7 @@ pub(crate) enum CliError {
 
 impl CliError {
     /// A file that cannot be read, written or understood.
-    pub(crate) fn file(path: &Path, message: impl ToString) -> Self {
+    pub(crate) fn file(path: &Path, message: impl Display) -> Self {
         Self::File {
             path: path.display().to_string(),
             message: message.to_string(),

@@ -1,6 +1,8 @@
 //! Every family and format that the fixture scripts make with the original libraries, on one rank
 //! and several, against the reference outputs.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it would panic")]
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! `moekit run` against the outputs of the original models.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it would panic")]
+
 mod common;
 
 use std::path::{Path, PathBuf};
@@ -276,5 +278,43 @@ fn shared_experts_may_be_fused() {
     assert!(
         error.contains("shared"),
         "a gated shared expert cannot be fused: {error}"
+    );
+}
+
+/// Rounding activations to 8 or 4 bits changes the output, and not by much.
+#[test]
+fn activation_quantization_is_emulated() {
+    let fixtures = common::repository().join("tests/fixtures/checkpoints");
+    let directory = tempfile::tempdir().unwrap();
+    let output = |checkpoint: &Path, mode: &str| {
+        let path = directory.path().join(mode);
+        let input = checkpoint.join("reference.safetensors");
+        stdout(&[
+            "run",
+            checkpoint.to_str().unwrap(),
+            "--input",
+            input.to_str().unwrap(),
+            "--activation-quant",
+            mode,
+            "--output",
+            path.to_str().unwrap(),
+        ]);
+        tensors(&path).remove("layers.0.output").unwrap().1
+    };
+    for (name, most) in [
+        ("qwen3_moe-modelopt-fp8", 0.1),
+        ("qwen3_moe-ct-int8", 0.1),
+        ("qwen3_moe-modelopt-nvfp4-experts-only", 0.5),
+    ] {
+        let checkpoint = fixtures.join(name);
+        let (off, emulated) = (output(&checkpoint, "off"), output(&checkpoint, "emulate"));
+        let error = common::relative_error(&emulated, &off);
+        assert!(error > 1e-5 && error < most, "{name}: {error}");
+    }
+    let plain = example("mixtral-tiny");
+    assert_eq!(
+        output(&plain, "off"),
+        output(&plain, "emulate"),
+        "nothing says how to quantize"
     );
 }

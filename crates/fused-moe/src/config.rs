@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use moekit_kernels::CpuKernel;
+use moekit_kernels::{ActivationQuantMode, CpuKernel};
 use moekit_quant::{Activation, MoeLayerSpec, RouterSpec};
 use moekit_routing::{ReplicaSelector, RoutingTableProvider};
 
@@ -112,6 +112,7 @@ pub struct FusedMoeConfig {
     pub(crate) router: RouterSpec,
     pub(crate) custom_routing: Option<Arc<dyn CustomRouting>>,
     pub(crate) activation: Activation,
+    pub(crate) activation_quant: ActivationQuantMode,
     pub(crate) expert_bias: bool,
     pub(crate) shared: Option<SharedExpertsConfig>,
     pub(crate) sharded_shared: bool,
@@ -146,6 +147,7 @@ impl FusedMoeConfig {
             router: RouterSpec::new("gate.weight"),
             custom_routing: None,
             activation: Activation::SILU,
+            activation_quant: ActivationQuantMode::Off,
             expert_bias: false,
             shared: None,
             sharded_shared: false,
@@ -204,6 +206,18 @@ impl FusedMoeConfig {
     #[must_use]
     pub fn with_activation(mut self, activation: Activation) -> Self {
         self.activation = activation;
+        self
+    }
+
+    /// Whether the inputs of the experts' linears, shared experts included, are quantized and
+    /// dequantized as their checkpoint means it, or its weights alone count (the default). A linear
+    /// without such a scheme, as trainable ones are, is computed the same either way.
+    ///
+    /// Rounding has no gradient: a forward pass that would quantize a tensor under autodiff is
+    /// refused.
+    #[must_use]
+    pub fn with_activation_quant(mut self, activation_quant: ActivationQuantMode) -> Self {
+        self.activation_quant = activation_quant;
         self
     }
 

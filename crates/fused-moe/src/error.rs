@@ -1,5 +1,5 @@
 use moekit_kernels::KernelError;
-use moekit_quant::QuantError;
+use moekit_quant::{ActivationQuant, QuantError};
 use moekit_routing::RoutingError;
 use thiserror::Error;
 
@@ -59,6 +59,23 @@ pub enum FusedMoeError {
     AutodiffAcrossRanks {
         /// Ranks of the group.
         num_ranks: usize,
+    },
+    /// Quantized activations have no gradient.
+    #[error(
+        "autodiff is enabled, but the activation quantization is `Emulate` and rounding has no gradient: use `Off`, or a tensor without autodiff"
+    )]
+    ActivationQuantAutodiff,
+    /// Experts that are parts of one MLP do not see all features that share a scale.
+    #[error(
+        "the activation quantization is `Emulate`, but the {what} are parts of one MLP and cut the features that the input of its down projection has a scale for ({quant:?}): {instead}"
+    )]
+    ActivationQuantCut {
+        /// Which experts.
+        what: &'static str,
+        /// The scheme of the down projection.
+        quant: ActivationQuant,
+        /// What would be right.
+        instead: &'static str,
     },
     /// A routing of the user's own has no gradient.
     #[error(

@@ -88,17 +88,20 @@ impl FusedMoeConfig {
                 expected,
             ));
         }
+        let shared = weights.shared.clone();
+        let experts = Experts::packed(weights);
+        experts.check_fused(table.num_shared_experts(), self.activation_quant)?;
         let separate = self.separate_shared(&table);
         check_given(
             "set of separate shared experts",
-            weights.shared.is_some(),
+            shared.is_some(),
             separate.is_some(),
         )?;
-        let mlp = match (separate, &weights.shared) {
+        let mlp = match (separate, &shared) {
             (Some(config), Some(mlp)) => Some(self.packed_shared(config, mlp)?),
             _ => None,
         };
-        self.build(gate, Experts::packed(weights), mlp, (routing, held), device)
+        self.build(gate, experts, mlp, (routing, held), device)
     }
 
     fn packed_shared(
@@ -144,6 +147,7 @@ impl FusedMoeConfig {
                 hidden_size: self.hidden_size,
                 math: ExpertMath {
                     activation: self.activation,
+                    activation_quant: self.activation_quant,
                     router_weight,
                 },
                 routing,
@@ -198,9 +202,13 @@ impl FusedMoeConfig {
         let gate = gate
             .map(|values| param(what, values, [1, self.hidden_size], device))
             .transpose()?;
-        let sharding = match mlp.is_some() && self.sharded_shared {
-            true => Sharding::new(config.intermediate_size, self.dispatcher.num_ranks())?,
-            false => None,
+        let sharding = match &mlp {
+            Some(whole) if self.sharded_shared => {
+                let quant = whole.down_quant(0, self.activation_quant);
+                let num_ranks = self.dispatcher.num_ranks();
+                Sharding::new(config.intermediate_size, num_ranks, quant)?
+            }
+            _ => None,
         };
         let mlp = match (&sharding, mlp) {
             (Some(sharding), Some(whole)) => Some(sharding.cut(&whole, rank)?),

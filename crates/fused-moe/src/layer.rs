@@ -254,6 +254,8 @@ impl FusedMoe {
                 table.num_logical_experts()
             )));
         }
+        let mode = self.parts.math.activation_quant;
+        self.experts.check_fused(table.num_shared_experts(), mode)?;
         if placed != self.parts.held {
             let ids = |experts: &[LogicalExpert]| experts.iter().map(|e| e.index()).collect();
             return Err(FusedMoeError::StaleExperts {

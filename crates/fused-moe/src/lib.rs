@@ -59,4 +59,4 @@ pub use shared::SharedExperts;
 
 // What the layer's interface speaks of.
 #[doc(no_inline)]
-pub use moekit_kernels::{CpuKernel, Routed, Rows};
+pub use moekit_kernels::{ActivationQuantMode, CpuKernel, Routed, Rows};

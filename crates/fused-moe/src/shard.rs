@@ -7,14 +7,16 @@ use std::sync::Arc;
 use burn::module::Param;
 use burn::tensor::Tensor;
 use bytes::Bytes;
-use moekit_quant::{ExpertLinear, ExpertMlp, ExpertWeights, PackedMatrix, QuantError, ScaleGrid};
+use moekit_quant::{
+    ActivationQuant, ExpertLinear, ExpertMlp, ExpertWeights, PackedMatrix, QuantError, ScaleGrid,
+};
 use moekit_routing::{Placement, Rank, RoutingTable, Topology, even_offsets};
 
 use crate::FusedMoeError;
-use crate::experts::{Experts, TrainableExperts};
+use crate::experts::{Experts, TrainableExperts, features_of_a_scale};
 
-/// Features per unit of a shard: no shard begins within a byte of two codes, and few begin within a
-/// block of scales.
+/// Least features per unit of a shard: no shard begins within a byte of two codes, and few begin
+/// within a block of scales.
 const UNIT: usize = 32;
 
 /// Which rank holds which intermediate features.
@@ -25,15 +27,35 @@ const UNIT: usize = 32;
 pub(crate) struct Sharding {
     table: Arc<RoutingTable>,
     width: usize,
+    /// Features per unit.
+    unit: usize,
 }
 
 impl Sharding {
     /// Spreads `width` features over the ranks; `None` for one rank, which computes all.
-    pub(crate) fn new(width: usize, num_ranks: usize) -> Result<Option<Self>, FusedMoeError> {
+    ///
+    /// # Arguments
+    ///
+    /// - `quant` - how the features, the input of the down projection, are quantized.
+    pub(crate) fn new(
+        width: usize,
+        num_ranks: usize,
+        quant: Option<ActivationQuant>,
+    ) -> Result<Option<Self>, FusedMoeError> {
         if num_ranks == 1 {
             return Ok(None);
         }
-        let shards = num_ranks.min(width.div_ceil(UNIT)).max(1);
+        let unit = match (features_of_a_scale(quant), quant) {
+            (None, Some(quant)) => {
+                return Err(FusedMoeError::ActivationQuantCut {
+                    what: "sharded shared experts",
+                    quant,
+                    instead: "let every rank hold all of it, `with_sharded_shared_experts(false)`",
+                });
+            }
+            (group, _) => least_common_multiple(UNIT, group.unwrap_or(1)),
+        };
+        let shards = num_ranks.min(width.div_ceil(unit)).max(1);
         let ranks: Vec<Vec<usize>> = (0..num_ranks)
             .map(|rank| (rank..shards.min(rank + 1)).collect())
             .collect();
@@ -42,6 +64,7 @@ impl Sharding {
         Ok(Some(Self {
             table: Arc::new(table),
             width,
+            unit,
         }))
     }
 
@@ -56,11 +79,11 @@ impl Sharding {
 
     /// The features of a rank, empty if it has none.
     fn range(&self, rank: Rank) -> Range<usize> {
-        let units = even_offsets(self.width.div_ceil(UNIT), self.num_shards());
+        let units = even_offsets(self.width.div_ceil(self.unit), self.num_shards());
         let end = |i: usize| {
             units
                 .get(i)
-                .map_or(self.width, |u| (u * UNIT).min(self.width))
+                .map_or(self.width, |u| u.saturating_mul(self.unit).min(self.width))
         };
         end(rank.index())..end(rank.index() + 1)
     }
@@ -86,6 +109,15 @@ impl Sharding {
             }
         }
     }
+}
+
+/// Of numbers that are not 0.
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x).saturating_mul(b)
 }
 
 fn cut_trainable(whole: &TrainableExperts, range: &Range<usize>, first: bool) -> TrainableExperts {
@@ -187,7 +219,7 @@ fn tail(bytes: &Bytes, start: usize) -> Bytes {
 #[cfg(test)]
 mod tests {
     use moekit_kernels::dequantize;
-    use moekit_quant::{CodeFormat, ScaleFormat};
+    use moekit_quant::{ActivationFormat, CodeFormat, ScaleFormat};
 
     use super::*;
 
@@ -195,7 +227,7 @@ mod tests {
     fn every_feature_is_on_one_rank() {
         for width in [1, 31, 32, 33, 100, 512] {
             for num_ranks in 2..9 {
-                let sharding = Sharding::new(width, num_ranks).unwrap().unwrap();
+                let sharding = Sharding::new(width, num_ranks, None).unwrap().unwrap();
                 let ranges: Vec<_> = (0..num_ranks)
                     .map(|r| sharding.range(Rank::new(r)))
                     .collect();
@@ -207,7 +239,37 @@ mod tests {
                 }
             }
         }
-        assert!(Sharding::new(64, 1).unwrap().is_none());
+        assert!(Sharding::new(64, 1, None).unwrap().is_none());
+    }
+
+    #[test]
+    fn no_shard_begins_within_a_group_of_one_scale() {
+        let format = ActivationFormat::F8E4M3;
+        let per_group = |group_size| ActivationQuant::PerGroup {
+            format,
+            group_size,
+            power_of_two: false,
+        };
+        for (quant, unit) in [
+            (per_group(128), 128),
+            (per_group(48), 96),
+            (per_group(8), 32),
+            (ActivationQuant::Mx { format }, 32),
+            (ActivationQuant::Nvfp4 { scale: 1.0 }, 32),
+            (per_group(usize::MAX), usize::MAX),
+        ] {
+            let sharding = Sharding::new(1000, 4, Some(quant)).unwrap().unwrap();
+            let ranges = [0, 1, 2, 3].map(|r| sharding.range(Rank::new(r)));
+            assert!(ranges.iter().all(|r| r.is_empty() || r.start % unit == 0));
+            assert_eq!(ranges.iter().map(|r| r.len()).sum::<usize>(), 1000);
+        }
+        let per_token = Some(ActivationQuant::PerToken { format });
+        let message = Sharding::new(1000, 4, per_token).unwrap_err().to_string();
+        assert!(
+            message.contains("`Emulate`") && message.contains("PerToken"),
+            "{message}"
+        );
+        assert!(Sharding::new(1000, 1, per_token).unwrap().is_none());
     }
 
     /// Cuts within blocks of scales, of dense, transposed and nibble matrices.

@@ -1,3 +1,4 @@
+use crate::ActivationQuantMode;
 use crate::error::{KernelError, area, check_len, whole_rows};
 use crate::rows::Rows;
 
@@ -21,10 +22,12 @@ pub struct ExpertBatch<'a> {
     top_k: usize,
     num_rows: usize,
     router_weight: RouterWeight,
+    activation_quant: ActivationQuantMode,
 }
 
 impl<'a> ExpertBatch<'a> {
-    /// A batch whose router weights are applied on the output.
+    /// A batch whose router weights are applied on the output and whose activations are not
+    /// quantized.
     ///
     /// # Arguments
     ///
@@ -61,6 +64,7 @@ impl<'a> ExpertBatch<'a> {
             top_k,
             num_rows,
             router_weight: RouterWeight::OnOutput,
+            activation_quant: ActivationQuantMode::Off,
         })
     }
 
@@ -68,6 +72,13 @@ impl<'a> ExpertBatch<'a> {
     #[must_use]
     pub fn with_router_weight(mut self, router_weight: RouterWeight) -> Self {
         self.router_weight = router_weight;
+        self
+    }
+
+    /// Quantizes the inputs of linears as their checkpoint means it, or not.
+    #[must_use]
+    pub fn with_activation_quant(mut self, activation_quant: ActivationQuantMode) -> Self {
+        self.activation_quant = activation_quant;
         self
     }
 
@@ -104,6 +115,19 @@ impl<'a> ExpertBatch<'a> {
     /// Where the router weights are applied.
     pub fn router_weight(&self) -> RouterWeight {
         self.router_weight
+    }
+
+    /// Whether the inputs of linears are quantized.
+    pub fn activation_quant(&self) -> ActivationQuantMode {
+        self.activation_quant
+    }
+
+    /// What the input of the expert in a slot is multiplied by.
+    pub(crate) fn input_weight(&self, slot: usize) -> f32 {
+        match self.router_weight {
+            RouterWeight::OnInput => self.weights[slot],
+            RouterWeight::OnOutput => 1.0,
+        }
     }
 }
 

@@ -1,8 +1,13 @@
 //! The experts: w13, activation, w2, weighted sum.
 
+mod inputs;
+
+use std::iter::repeat_n;
+
 use moekit_quant::{Activation, ExpertLinear, ExpertMlp, ExpertWeights};
 use rayon::prelude::*;
 
+use self::inputs::{Input, InputPlan};
 use crate::CpuKernel;
 use crate::batch::{ExpertBatch, Grouped, RouterWeight};
 use crate::check::check_experts;
@@ -20,6 +25,7 @@ impl CpuKernel {
     /// `sum_j w_j * down(activation(gate(x), up(x)))`, slots added in order.
     ///
     /// Weights stay packed; a few rows at a time are widened to `f32`. Sums are in `f32`.
+    /// [`ExpertBatch::with_activation_quant`] says whether the inputs of linears are quantized.
     ///
     /// # Returns
     ///
@@ -65,6 +71,7 @@ struct Work<'a> {
     activation: Activation,
     batch: &'a ExpertBatch<'a>,
     grouped: Grouped,
+    inputs: InputPlan,
     /// `I` of the widest expert.
     intermediate_size: usize,
     threads: usize,
@@ -80,6 +87,7 @@ impl<'a> Work<'a> {
         let experts: Vec<&ExpertMlp> = weights.experts.iter().map(|e| &**e).collect();
         check_experts(&experts, batch.hidden_size(), activation)?;
         let grouped = Grouped::new(batch, experts.len())?;
+        let inputs = InputPlan::new(&experts, batch);
         let intermediate_size = experts
             .iter()
             .map(|e| e.intermediate_size())
@@ -87,39 +95,46 @@ impl<'a> Work<'a> {
             .unwrap_or(0);
         area("intermediate activations", grouped.len(), intermediate_size)?;
         area("slot outputs", grouped.len(), batch.hidden_size())?;
+        area("quantized inputs", inputs.len(), batch.hidden_size())?;
         Ok(Self {
             experts,
             activation,
             batch,
             grouped,
+            inputs,
             intermediate_size,
             threads: kernel.num_threads(),
         })
     }
 
-    /// The activations between w13 and w2, `[occupied slots, I]` in order of [`Grouped`].
+    /// The activations between w13 and w2, `[occupied slots, I]` in order of [`Grouped`], as w2
+    /// takes them in.
     ///
     /// A task computes a few columns for the rows of all experts, so that however unevenly the
     /// rows are spread over experts, the tasks are even, and each weight is read once.
     fn intermediate(&self) -> Vec<f32> {
         let block = panel_width(self.intermediate_size, self.threads, MAX_BLOCK);
         let mut panels = Panels::new(self.grouped.len(), self.intermediate_size, block);
+        let hidden = self.batch.hidden();
+        let quantized = self.inputs.quantize(hidden, self.batch.hidden_size());
         panels.par_iter_mut().for_each(|(first, columns, out)| {
-            with_rows!(self.batch.hidden(), values => {
-                self.intermediate_columns(values, first, columns, out);
+            with_rows!(hidden, values => {
+                self.intermediate_columns((values, &quantized), first, columns, out);
             });
         });
-        panels.into_rows()
+        let mut rows = panels.into_rows();
+        self.quantize_intermediate(&mut rows);
+        rows
     }
 
+    /// `values` are the rows of the batch and those of the [`InputPlan`].
     fn intermediate_columns<A: Widen>(
         &self,
-        values: &[A],
+        values: (&[A], &[f32]),
         first: usize,
         columns: usize,
         out: &mut [f32],
     ) {
-        let hidden_size = self.batch.hidden_size();
         let mut gate_rows = WidenedRows::default();
         let mut up_rows = WidenedRows::default();
         for (expert, start, slots) in self.grouped.experts() {
@@ -136,23 +151,38 @@ impl<'a> Work<'a> {
                 .iter()
                 .zip(out[start * columns..].chunks_exact_mut(columns))
             {
-                let row = slot / self.batch.top_k();
-                let x = &values[row * hidden_size..(row + 1) * hidden_size];
-                // w13 is linear, so that the weight of the input may as well multiply its output.
-                let scale = match self.batch.router_weight() {
-                    RouterWeight::OnInput => self.batch.weights()[slot],
-                    RouterWeight::OnOutput => 1.0,
-                };
+                let [gate_x, up_x] = self.inputs.of_slot(self.batch, slot, values);
                 for (i, out) in out[..columns_here].iter_mut().enumerate() {
-                    let up = up_rows.multiply(i, x, scale);
+                    let up = up_rows.multiply(i, up_x);
                     let gate = match &expert.gate {
-                        Some(_) => gate_rows.multiply(i, x, scale),
+                        Some(_) => gate_rows.multiply(i, gate_x),
                         None => 0.0,
                     };
                     *out = self.activation.apply(gate, up);
                 }
             }
         }
+    }
+
+    /// Quantizes and dequantizes the rows of [`Work::intermediate`].
+    fn quantize_intermediate(&self, rows: &mut [f32]) {
+        let mode = self.batch.activation_quant();
+        let quantized = |expert: &&ExpertMlp| mode.input_quant(&expert.down).is_some();
+        if !self.experts.iter().any(quantized) {
+            return;
+        }
+        let experts: Vec<&ExpertMlp> = self
+            .grouped
+            .experts()
+            .flat_map(|(expert, _, slots)| repeat_n(self.experts[expert], slots.len()))
+            .collect();
+        rows.par_chunks_mut(self.intermediate_size.max(1))
+            .zip(experts)
+            .for_each(|(row, expert)| {
+                if let Some(quant) = mode.input_quant(&expert.down) {
+                    quant.apply(&mut row[..expert.intermediate_size()]);
+                }
+            });
     }
 
     /// Weighted outputs of some columns, `[occupied slots, columns]` in order of [`Grouped`].
@@ -170,7 +200,7 @@ impl<'a> Work<'a> {
                 let x = &intermediate[(start + i) * self.intermediate_size..];
                 let x = &x[..expert.intermediate_size()];
                 for (i, out) in out.iter_mut().enumerate() {
-                    let y = rows.multiply(i, x, 1.0);
+                    let y = rows.multiply(i, Input::Weighted(x, 1.0));
                     *out = match self.batch.router_weight() {
                         RouterWeight::OnOutput => self.batch.weights()[slot] * y,
                         RouterWeight::OnInput => y,
@@ -258,10 +288,15 @@ impl WidenedRows {
         }
     }
 
-    /// `scale * (W x) + b` of one row.
-    fn multiply<A: Widen>(&self, row: usize, x: &[A], scale: f32) -> f32 {
+    /// `W x + b` of one row.
+    fn multiply<A: Widen>(&self, row: usize, x: Input<'_, A>) -> f32 {
         let weights = &self.values[row * self.cols..(row + 1) * self.cols];
-        dot(weights, x) * scale + self.biases[row]
+        let product = match x {
+            // The product is linear, so that the weight of the input may as well multiply it.
+            Input::Weighted(x, weight) => dot(weights, x) * weight,
+            Input::Quantized(x) => dot(weights, x),
+        };
+        product + self.biases[row]
     }
 }
 

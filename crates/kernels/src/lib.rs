@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod activation_quant;
 mod batch;
 mod check;
 mod dequantize;
@@ -44,6 +45,7 @@ mod rows;
 #[cfg(test)]
 mod test_weights;
 
+pub use activation_quant::ActivationQuantMode;
 pub use batch::{ExpertBatch, RouterWeight};
 pub use check::check_activation;
 pub use dequantize::dequantize;

@@ -275,21 +275,13 @@ impl PackedMatrix {
     /// uncalibrated weights. One-byte scales are not looked at: those of blocks that are small
     /// beside the second level underflow to 0 rightly.
     pub(crate) fn vanishing_block(&self) -> Option<[usize; 2]> {
-        let scales = self.scales.as_ref().filter(|s| s.format().bytes() > 1)?;
-        let [block_rows, block_cols] = scales.shape();
-        let blocks = (0..block_rows).flat_map(|r| (0..block_cols).map(move |c| [r, c]));
-        let nonzero = |&[block_row, block_col]: &[usize; 2]| {
-            let rows = scales.range(0, block_row, self.rows());
-            let vanishes = |row: usize, col: usize| self.difference(row, col) != Some(0.0);
-            rows.into_iter().any(|row| {
-                scales
-                    .range(1, block_col, self.cols())
-                    .any(|col| vanishes(row, col))
-            })
+        let scales = self.scales.as_ref()?;
+        let vanishes = |&[block_row, block_col]: &[usize; 2]| {
+            let cols = || scales.range(1, block_col, self.cols());
+            let mut rows = scales.range(0, block_row, self.rows());
+            rows.any(|row| cols().any(|col| self.difference(row, col) != Some(0.0)))
         };
-        blocks
-            .filter(|&[r, c]| scales.get(r, c) == Some(0.0))
-            .find(nonzero)
+        scales.zeros().find(vanishes)
     }
 
     /// Writes the weights of a row as `f32`. This is the reference that kernels are held to, not

@@ -142,27 +142,48 @@ impl ScaleGrid {
 
     /// The first block whose scale is NaN or infinite, and that scale.
     pub(crate) fn not_finite(&self) -> Option<([usize; 2], f32)> {
-        let in_row = |row: usize| {
-            let bad = |&col: &usize| self.get(row, col).is_none_or(|s| !s.is_finite());
-            let col = (0..self.shape[1]).find(bad)?;
-            Some(([row, col], self.get(row, col).unwrap_or(f32::NAN)))
+        let not_finite = |at: [usize; 2]| {
+            let scale = self.get(at[0], at[1]).unwrap_or(f32::NAN);
+            (!scale.is_finite()).then_some((at, scale))
         };
-        (0..self.shape[0])
-            .filter(|&row| self.row_may_be_bad(row))
-            .find_map(in_row)
+        self.suspicious_blocks().find_map(not_finite)
     }
 
-    /// Whether a row of one-byte scales holds the code of a NaN: most rows are done with this.
-    fn row_may_be_bad(&self, row: usize) -> bool {
-        let start = row * self.strides[0];
-        let codes = match self.strides[1] {
-            1 => self.bytes.get(start..start + self.shape[1]),
-            _ => None,
+    /// The blocks whose scale is 0, of scales of more than one byte.
+    pub(crate) fn zeros(&self) -> impl Iterator<Item = [usize; 2]> {
+        let blocks = self.suspicious_blocks();
+        blocks.filter(|&[r, c]| self.format.bytes() > 1 && self.get(r, c) == Some(0.0))
+    }
+
+    /// The blocks of the rows that hold a scale which is not finite, or 0: of most grids none.
+    fn suspicious_blocks(&self) -> impl Iterator<Item = [usize; 2]> {
+        let rows = (0..self.shape[0]).filter(|&row| self.is_suspicious(row));
+        rows.flat_map(|row| (0..self.shape[1]).map(move |col| [row, col]))
+    }
+
+    fn is_suspicious(&self, row: usize) -> bool {
+        let (start, bytes) = (row * self.strides[0], self.format.bytes());
+        let dense = self.strides[1] == bytes;
+        let codes = match self.bytes.get(start..start + self.shape[1] * bytes) {
+            Some(codes) if dense => codes,
+            _ => return true,
         };
-        match (self.format, codes) {
-            (ScaleFormat::F8E4M3, Some(codes)) => codes.iter().any(|code| code & 0x7f == 0x7f),
-            (ScaleFormat::F8E8M0, Some(codes)) => codes.contains(&0xff),
-            _ => true,
+        match self.format {
+            ScaleFormat::F32 => any(codes, |code| {
+                let magnitude = u32::from_le_bytes(code) & 0x7fff_ffff;
+                magnitude == 0 || magnitude >= 0x7f80_0000
+            }),
+            ScaleFormat::F16 => any(codes, |code| {
+                let magnitude = u16::from_le_bytes(code) & 0x7fff;
+                magnitude == 0 || magnitude >= 0x7c00
+            }),
+            ScaleFormat::BF16 => any(codes, |code| {
+                let magnitude = u16::from_le_bytes(code) & 0x7fff;
+                magnitude == 0 || magnitude >= 0x7f80
+            }),
+            ScaleFormat::F8E4M3 => any(codes, |[code]| code & 0x7f == 0x7f),
+            ScaleFormat::F8E8M0 => any(codes, |[code]| code == 0xff),
+            ScaleFormat::I8 => false,
         }
     }
 
@@ -190,6 +211,12 @@ impl ScaleGrid {
         self.block_of(0, rows.saturating_sub(1)) < self.shape[0]
             && self.block_of(1, cols.saturating_sub(1)) < self.shape[1]
     }
+}
+
+/// Whether any code of `N` bytes is one of those; written so that it becomes vector code.
+fn any<const N: usize>(codes: &[u8], is: impl Fn([u8; N]) -> bool) -> bool {
+    let found = |found, code: &[u8; N]| found | is(*code);
+    codes.as_chunks().0.iter().fold(false, found)
 }
 
 /// End of the last element of a strided view; `None` if the sizes overflow.
@@ -225,6 +252,55 @@ mod tests {
         let grid = ScaleGrid::per_tensor(ScaleFormat::F32, [5, 7], f32s(&[0.5])).unwrap();
         assert_eq!(grid.at(4, 6), Some(0.5));
         assert_eq!(grid.num_bytes(), 4);
+    }
+
+    /// Every code of every format is finite, zero or neither, in dense and in strided rows.
+    #[test]
+    fn bad_scales_are_found() {
+        for format in [
+            ScaleFormat::F8E4M3,
+            ScaleFormat::F8E8M0,
+            ScaleFormat::F16,
+            ScaleFormat::BF16,
+        ] {
+            let size = format.bytes();
+            for code in 0..1_u32 << (8 * size) {
+                let one = if size == 1 { vec![0x38] } else { vec![0, 0x3c] };
+                let bytes = [&one[..], &one, &code.to_le_bytes()[..size], &one].concat();
+                for strides in [[2 * size, size], [size, 2 * size]] {
+                    let at = if strides[1] == size { [1, 0] } else { [0, 1] };
+                    let grid =
+                        ScaleGrid::new(format, [2, 2], [1, 1], strides, bytes.clone().into());
+                    let grid = grid.unwrap();
+                    let scale = grid.get(at[0], at[1]).unwrap();
+                    let found = grid.not_finite().map(|(at, _)| at);
+                    assert_eq!(
+                        found,
+                        (!scale.is_finite()).then_some(at),
+                        "{format} {code:#x}"
+                    );
+                    let zero = (scale == 0.0 && size > 1).then_some(at);
+                    assert_eq!(grid.zeros().collect::<Vec<_>>(), Vec::from_iter(zero));
+                }
+            }
+        }
+        for (value, zero) in [
+            (f32::NAN, false),
+            (f32::INFINITY, false),
+            (-0.0, true),
+            (1e-45, false),
+        ] {
+            let grid = ScaleGrid::new(
+                ScaleFormat::F32,
+                [1, 3],
+                [1, 1],
+                [0, 4],
+                f32s(&[1.0, value, 2.0]),
+            );
+            let grid = grid.unwrap();
+            assert_eq!(grid.not_finite().is_some(), !value.is_finite(), "{value}");
+            assert_eq!(grid.zeros().count(), usize::from(zero), "{value}");
+        }
     }
 
     #[test]

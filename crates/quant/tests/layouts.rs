@@ -2,194 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::sync::Arc;
+mod layers;
 
 use moekit_quant::{
-    CodeFormat, ExpertLayout, ExpertLinear, ExpertWeights, FusedOrder, FusedTensor, LinearSite,
-    MemorySource, MlpNames, MoeLayerSpec, PackedMatrix, Projection, QuantError, RouterSpec,
-    ScaleFormat, SharedExpertsSpec, TensorDtype, TensorSource, load_linears,
+    CodeFormat, ExpertLayout, ExpertLinear, FusedOrder, FusedTensor, LinearSite, MemorySource,
+    MlpNames, MoeLayerSpec, PackedMatrix, Projection, SharedExpertsSpec, TensorDtype, TensorSource,
+    load_linears,
 };
-use moekit_routing::{ExpertRouting, Placement, Rank, RoutingTable, Topology};
 
-const E: usize = 3;
-const H: usize = 10;
-const I: usize = 6;
-
-/// One rank that holds all experts, backwards, and the first one twice.
-#[derive(Debug)]
-struct Backwards(Arc<RoutingTable>);
-
-impl Backwards {
-    fn new(num_shared: usize) -> Self {
-        let slots: Vec<usize> = (0..E).rev().chain([0]).collect();
-        let placement = Placement::from_ranks(E, &[slots]).unwrap();
-        let topology = Topology::new(1).unwrap();
-        Self(Arc::new(
-            RoutingTable::new(placement, topology, num_shared, 0).unwrap(),
-        ))
-    }
-}
-
-impl ExpertRouting for Backwards {
-    fn rank(&self) -> Rank {
-        Rank::new(0)
-    }
-
-    fn routing_table(&self) -> Arc<RoutingTable> {
-        Arc::clone(&self.0)
-    }
-}
-
-/// Whole numbers that look random.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
-}
-
-/// A matrix `[rows][cols]`.
-type Dense = Vec<Vec<f32>>;
-
-fn transpose<T: Copy>(matrix: &[Vec<T>]) -> Vec<Vec<T>> {
-    (0..matrix[0].len())
-        .map(|c| matrix.iter().map(|row| row[c]).collect())
-        .collect()
-}
-
-/// Stored `[out, in]` matrices of a tensor, their codes and the scales of their blocks.
-struct Stack {
-    codes: Vec<Vec<Vec<u8>>>,
-    scales: Vec<Dense>,
-    block: [usize; 2],
-}
-
-impl Stack {
-    /// `count` matrices of signed bytes with one scale per block.
-    fn random(
-        noise: &mut Noise,
-        count: usize,
-        [rows, cols]: [usize; 2],
-        block: [usize; 2],
-    ) -> Self {
-        let block = [block[0].min(rows), block[1].min(cols)];
-        let mut matrix = |rows: usize, cols: usize| -> Vec<Vec<u8>> {
-            let mut row = || (0..cols).map(|_| noise.next(200) as u8).collect();
-            (0..rows).map(|_| row()).collect()
-        };
-        let codes = (0..count).map(|_| matrix(rows, cols)).collect();
-        let grid = [rows.div_ceil(block[0]), cols.div_ceil(block[1])];
-        let scale = |code: &u8| 2_f32.powi(i32::from(code % 9) - 4);
-        let scales = (0..count)
-            .map(|_| {
-                matrix(grid[0], grid[1])
-                    .iter()
-                    .map(|row| row.iter().map(scale).collect())
-                    .collect()
-            })
-            .collect();
-        Self {
-            codes,
-            scales,
-            block,
-        }
-    }
-
-    /// What the weights are, by the definition of a block.
-    fn weights(&self, index: usize) -> Dense {
-        let rows = self.codes[index].iter().enumerate();
-        rows.map(|(r, row)| {
-            let scales = &self.scales[index][r / self.block[0]];
-            let cols = row.iter().enumerate();
-            cols.map(|(c, code)| f32::from(code.cast_signed()) * scales[c / self.block[1]])
-                .collect()
-        })
-        .collect()
-    }
-
-    /// Writes codes as `name` and scales as `scale_name`.
-    fn store(
-        &self,
-        tensors: &mut MemorySource,
-        [name, scale_name]: [&str; 2],
-        transposed: bool,
-        flat: bool,
-    ) {
-        let stored = |m: &Vec<Vec<u8>>| if transposed { transpose(m) } else { m.clone() };
-        let codes: Vec<_> = self.codes.iter().map(stored).collect();
-        let stored = |m: &Dense| if transposed { transpose(m) } else { m.clone() };
-        let scales: Vec<_> = self.scales.iter().map(stored).collect();
-        let shape = |rows: usize, cols: usize| match (codes.len(), flat) {
-            (1, _) => vec![rows, cols],
-            (count, true) => vec![count * rows, cols],
-            (count, false) => vec![count, rows, cols],
-        };
-        let code_shape = shape(codes[0].len(), codes[0][0].len());
-        let bytes: Vec<u8> = codes.iter().flatten().flatten().copied().collect();
-        tensors.insert(name, TensorDtype::I8, code_shape, bytes);
-        let scale_shape = shape(scales[0].len(), scales[0][0].len());
-        let bytes: Vec<u8> = scales
-            .iter()
-            .flatten()
-            .flatten()
-            .flat_map(|s| s.to_le_bytes())
-            .collect();
-        tensors.insert(scale_name, TensorDtype::F32, scale_shape, bytes);
-    }
-}
-
-/// A small format: signed bytes with one float per block.
-fn load(
-    block: [usize; 2],
-) -> impl Fn(&LinearSite, &dyn TensorSource) -> Result<ExpertLinear, QuantError> {
-    move |site, tensors| {
-        let codes = site.codes(
-            tensors,
-            &site.tensor("weight"),
-            CodeFormat::I8,
-            &[TensorDtype::I8],
-        )?;
-        let formats = [(TensorDtype::F32, ScaleFormat::F32)];
-        let scales = site.scales(tensors, &site.tensor("scale"), &[block], &formats)?;
-        site.linear(tensors, codes.with_scales(scales)?)
-    }
-}
-
-fn dense(matrix: &PackedMatrix) -> Dense {
-    (0..matrix.rows())
-        .map(|r| {
-            let mut row = vec![0.0; matrix.cols()];
-            matrix.dequantize_row(r, &mut row).unwrap();
-            row
-        })
-        .collect()
-}
-
-fn layer(experts: ExpertLayout) -> MoeLayerSpec {
-    MoeLayerSpec::new(0, [E, 2, H, I], experts, RouterSpec::new("gate"))
-}
-
-/// Gate, up and down of every slot are those of the expert that the table has there.
-fn check(weights: &ExpertWeights, expected: impl Fn(usize) -> [Dense; 3], what: &str) {
-    let slots: Vec<usize> = (0..E).rev().chain([0]).collect();
-    assert_eq!(weights.num_local_experts(), slots.len());
-    for (expert, got) in slots.into_iter().zip(&weights.experts) {
-        let [gate, up, down] = expected(expert);
-        assert_eq!(
-            dense(&got.gate.as_ref().unwrap().weight),
-            gate,
-            "{what}: gate {expert}"
-        );
-        assert_eq!(dense(&got.up.weight), up, "{what}: up {expert}");
-        assert_eq!(dense(&got.down.weight), down, "{what}: down {expert}");
-    }
-    assert!(Arc::ptr_eq(&weights.experts[E - 1], &weights.experts[E]));
-}
+use layers::*;
 
 /// Per tensor, channel, group, and blocks that divide neither the sizes nor the halves.
 const BLOCKS: [[usize; 2]; 6] = [
@@ -222,7 +43,7 @@ fn fused_tensors() {
                     order,
                     down: down_name,
                 });
-                let loaded = load_linears(&layer, &tensors, &Backwards::new(0), &load(block));
+                let loaded = load_linears(&layer, &tensors, &backwards(0), &load(block));
                 let odd = block[0] < usize::MAX && block[0] > 1 && block[0] % 2 == 1;
                 if order == FusedOrder::Interleaved && odd {
                     let error = loaded.unwrap_err().to_string();
@@ -269,7 +90,7 @@ fn stacked_tensors() {
                 up: FusedTensor::parameter("v1"),
                 down: FusedTensor::parameter("w2").transposed(),
             });
-            let weights = load_linears(&layer, &tensors, &Backwards::new(0), &load(block)).unwrap();
+            let weights = load_linears(&layer, &tensors, &backwards(0), &load(block)).unwrap();
             let expected = |e| [gate.weights(e), up.weights(e), down.weights(e)];
             check(&weights, expected, &format!("{block:?} {flat}"));
         }
@@ -326,13 +147,13 @@ fn shared_experts() {
         });
         layer.shared = Some(SharedExpertsSpec::new("s", MlpNames::proj(), S * I));
 
-        let apart = load_linears(&layer, &tensors, &Backwards::new(0), &load(block)).unwrap();
+        let apart = load_linears(&layer, &tensors, &backwards(0), &load(block)).unwrap();
         check(&apart, |e| routed[e].clone(), &format!("{block:?}"));
         let shared = apart.shared.unwrap();
         assert_eq!(dense(&shared.up.weight), up);
         assert_eq!(dense(&shared.down.weight), down);
 
-        let fused = load_linears(&layer, &tensors, &Backwards::new(S), &load(block)).unwrap();
+        let fused = load_linears(&layer, &tensors, &backwards(S), &load(block)).unwrap();
         assert!(fused.shared.is_none());
         assert_eq!(fused.num_local_experts(), E + 1 + S);
         for (part, expert) in fused.experts[E + 1..].iter().enumerate() {
@@ -357,7 +178,7 @@ fn shared_experts_that_do_not_fit_slots_are_refused() {
     });
     let load = |layer: &MoeLayerSpec| {
         let load = load([1, usize::MAX]);
-        load_linears(layer, &MemorySource::default(), &SharedOnly::new(), &load)
+        load_linears(layer, &MemorySource::default(), &rank(vec![], 1), &load)
             .unwrap_err()
             .to_string()
     };
@@ -372,30 +193,6 @@ fn shared_experts_that_do_not_fit_slots_are_refused() {
         "{}",
         load(&layer)
     );
-}
-
-/// A rank without routed experts.
-#[derive(Debug)]
-struct SharedOnly(Arc<RoutingTable>);
-
-impl SharedOnly {
-    fn new() -> Self {
-        let placement = Placement::from_ranks(E, &[vec![], vec![0, 1, 2]]).unwrap();
-        let topology = Topology::new(2).unwrap();
-        Self(Arc::new(
-            RoutingTable::new(placement, topology, 1, 0).unwrap(),
-        ))
-    }
-}
-
-impl ExpertRouting for SharedOnly {
-    fn rank(&self) -> Rank {
-        Rank::new(0)
-    }
-
-    fn routing_table(&self) -> Arc<RoutingTable> {
-        Arc::clone(&self.0)
-    }
 }
 
 /// Nibbles along the input features of `[in / 2, out]` become rows.
@@ -418,7 +215,7 @@ fn transposed_nibbles() {
         let codes = site.codes(tensors, &name, CodeFormat::I4Offset, &[TensorDtype::U8])?;
         site.linear(tensors, codes)
     };
-    let weights = load_linears(&layer, &tensors, &Backwards::new(0), &load).unwrap();
+    let weights = load_linears(&layer, &tensors, &backwards(0), &load).unwrap();
     let nibble =
         |bytes: &[u8], [pairs, outs]: [usize; 2], expert: usize, out: usize, within: usize| {
             let byte = bytes[(expert * pairs + within / 2) * outs + out];
@@ -466,7 +263,7 @@ fn biases() {
         down: FusedTensor::parameter("d").with_bias("d_bias"),
     });
     let load = &moekit_quant::load_float_linear;
-    let weights = load_linears(&layer, &tensors, &Backwards::new(0), load).unwrap();
+    let weights = load_linears(&layer, &tensors, &backwards(0), load).unwrap();
     let expert = &weights.experts[1];
     let gate: Vec<f32> = (0..I).map(|i| (2 * I + 2 * i) as f32).collect();
     assert_eq!(
@@ -497,7 +294,7 @@ fn views_are_not_copies() {
         down: FusedTensor::parameter("d").transposed(),
     });
     let load = &moekit_quant::load_float_linear;
-    let weights = load_linears(&layer, &tensors, &Backwards::new(0), load).unwrap();
+    let weights = load_linears(&layer, &tensors, &backwards(0), load).unwrap();
     for expert in &weights.experts {
         for linear in expert.linears() {
             assert!(
@@ -527,5 +324,5 @@ fn sites_know_their_projection() {
         let codes = vec![0; rows * cols];
         PackedMatrix::contiguous(CodeFormat::I8, [rows, cols], codes.into()).map(ExpertLinear::new)
     };
-    load_linears(&layer, &MemorySource::default(), &Backwards::new(0), &load).unwrap();
+    load_linears(&layer, &MemorySource::default(), &backwards(0), &load).unwrap();
 }

@@ -33,7 +33,7 @@ pub use ids::{LocalExpert, LogicalExpert, PhysicalExpert, Rank};
 pub use load::StepLoad;
 pub use placement::{Placement, even_offsets};
 pub use selector::{
-    CountsNeeded, CustomSelector, LocalFirst, ReplicaSelector, ReplicaShares, RoundRobin, RowHash, SelectContext,
+    CountsNeeded, CustomSelector, LocalFirst, ReplicaSelector, RoundRobin, RowHash, SelectContext,
     SelectReplica,
 };
 pub use table::{NOT_LOCAL, RankTable, RoutingTable};

@@ -17,7 +17,7 @@ pub struct CompressedTensors {
     pub config_groups: BTreeMap<String, ConfigGroup>,
     /// Modules that are not quantized: names, or regular expressions after `re:` that match from
     /// the start of a name.
-    pub ignore: Vec<String>,
+    pub ignore: Option<Vec<String>>,
     /// The storage format of groups that do not name their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -161,7 +161,7 @@ impl CompressedTensors {
         });
         Targets::new(
             groups.collect::<Result<Vec<_>, QuantError>>()?,
-            &self.ignore,
+            self.ignore.as_deref().unwrap_or_default(),
         )
     }
 }
@@ -179,11 +179,10 @@ pub(crate) fn example() -> CompressedTensors {
         weights: Some(weights),
         ..ConfigGroup::default()
     };
+    let ignore = ["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"];
     CompressedTensors {
         config_groups: [("group_0".to_owned(), group)].into(),
-        ignore: ["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"]
-            .map(str::to_owned)
-            .into(),
+        ignore: Some(ignore.map(str::to_owned).into()),
         format: Some("pack-quantized".to_owned()),
         ..CompressedTensors::default()
     }

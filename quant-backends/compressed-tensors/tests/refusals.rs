@@ -155,21 +155,15 @@ fn stored_reorderings_are_refused() {
 
 #[test]
 fn configurations_that_cannot_be_are_told() {
-    let weights = |key: &str, value: Value| {
+    let with = |pointer: &str, key: &str, value: Value| {
         let mut config = int4();
-        config["config_groups"]["group_0"]["weights"][key] = value;
+        config.pointer_mut(pointer).unwrap()[key] = value;
         config
     };
-    let top = |key: &str, value: Value| {
-        let mut config = int4();
-        config[key] = value;
-        config
-    };
-    let inputs = |args: Value| {
-        let mut config = int4();
-        config["config_groups"]["group_0"]["input_activations"] = args;
-        config
-    };
+    let group = "/config_groups/group_0";
+    let weights = |key: &str, value: Value| with(&format!("{group}/weights"), key, value);
+    let top = |key: &str, value: Value| with("", key, value);
+    let inputs = |args: Value| with(group, "input_activations", args);
     let cases = [
         (weights("num_bits", json!(3)), "weights of 3 bits"),
         (weights("type", json!("float")), "type `float`"),
@@ -219,6 +213,7 @@ fn configurations_that_cannot_be_are_told() {
 #[test]
 fn empty_sections_mean_nothing() {
     let mut config = int4();
+    config["ignore"] = Value::Null;
     config["sparsity_config"] = json!({});
     config["transform_config"] = json!({ "config_groups": {} });
     config["quantization_status"] = json!("compressed");

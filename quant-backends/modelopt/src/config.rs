@@ -9,8 +9,8 @@ use crate::algorithm::Algorithm;
 /// The format of one module in `quantized_layers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LayerAlgorithm {
-    /// As in [`ModelOpt`].
-    pub quant_algo: String,
+    /// As in [`ModelOpt`]; `None` is not quantized.
+    pub quant_algo: Option<String>,
     /// Weights under one scale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_size: Option<usize>,
@@ -60,7 +60,7 @@ pub(crate) enum Plan {
         excluded: ModuleList,
     },
     /// By module; modules that hold a linear speak for it.
-    Mixed(BTreeMap<String, (Algorithm, usize)>),
+    Mixed(BTreeMap<String, Option<(Algorithm, usize)>>),
 }
 
 impl ModelOpt {
@@ -88,9 +88,11 @@ impl ModelOpt {
         let layers = self.quantized_layers.iter().flatten();
         let formats: BTreeMap<_, _> = layers
             .map(|(module, layer)| {
-                let algorithm = Algorithm::of(&layer.quant_algo)?;
-                let group_size = group_size(algorithm, layer.group_size)?;
-                Ok((module.clone(), (algorithm, group_size)))
+                let algorithm = layer.quant_algo.as_deref().map(Algorithm::of).transpose()?;
+                let format = algorithm.map(|algorithm| {
+                    Ok::<_, QuantError>((algorithm, group_size(algorithm, layer.group_size)?))
+                });
+                Ok((module.clone(), format.transpose()?))
             })
             .collect::<Result<_, QuantError>>()?;
         match formats.is_empty() {

@@ -38,10 +38,10 @@ pub(crate) fn load(
         Plan::Mixed(formats) => {
             let format = holders(site.module()).find_map(|module| formats.get(module));
             match format {
-                Some((algorithm, group_size)) => {
+                Some(Some((algorithm, group_size))) => {
                     load_quantized(*algorithm, *group_size, site, tensors)
                 }
-                None => load_float_linear(site, tensors),
+                _ => load_float_linear(site, tensors),
             }
         }
     }

@@ -155,7 +155,7 @@ mod mixed_precision {
     fn mixed() -> ModelOpt {
         let entry = |module: &str, algorithm: &str| {
             let layer = LayerAlgorithm {
-                quant_algo: algorithm.to_owned(),
+                quant_algo: Some(algorithm.to_owned()),
                 group_size: None,
             };
             (module.to_owned(), layer)

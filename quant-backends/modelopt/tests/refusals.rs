@@ -264,6 +264,13 @@ fn mixed_precision_looks_from_the_inside_out() {
     assert_eq!(weights.experts[3].up.input_quant, Some(mx));
     assert_eq!(weights.experts[3].up.weight.format(), CodeFormat::F8E4M3);
     assert_eq!(weights.experts[3].down.weight.format(), CodeFormat::F4E2M1);
+    let mut left_out = config.clone();
+    left_out["quantized_layers"]["layers.0.experts.2"] = json!({ "quant_algo": null });
+    let error = load(&left_out, &sample).unwrap_err().to_string();
+    assert!(
+        error.contains("experts.2.gate_proj.weight` is u8, expected f32"),
+        "{error}"
+    );
     // What no entry reaches is a float; these are not.
     let mut other = config.clone();
     other["quantized_layers"] = json!({ "layers.1": { "quant_algo": "FP8" } });

@@ -3,7 +3,7 @@
 //! Report](https://arxiv.org/abs/2505.09388).
 //!
 //! Qwen3-Next's block is published with one module per expert, its successors' with the experts
-//! fused.
+//! fused, that of Qwen3-VL fused and transposed.
 
 use moekit_quant::{
     ExpertLayout, FusedOrder, FusedTensor, MlpNames, MoeLayerSpec, MoeModelSpec, RouterSpec,
@@ -18,6 +18,8 @@ pub(super) const FAMILY: Family = Family::builtin(
         "qwen2_moe",
         "qwen3_moe",
         "qwen3_next",
+        "qwen3_vl_moe",
+        "qwen3_vl_moe_text",
         "qwen3_5_moe",
         "qwen3_5_moe_text",
     ],
@@ -27,8 +29,8 @@ pub(super) const FAMILY: Family = Family::builtin(
 fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
     let sizes = sizes(config, "moe_intermediate_size")?;
     let activation = config.activation()?;
-    // Qwen3-Next and later renormalize unless told otherwise.
-    let older = config.model_type() == "qwen2_moe" || config.model_type() == "qwen3_moe";
+    // The later ones renormalize unless told otherwise.
+    let older = ["qwen2_moe", "qwen3_moe"].contains(&config.model_type());
     let renormalize = config.flag_or(&["norm_topk_prob"], !older)?;
     let shared_width = config
         .count(&["shared_expert_intermediate_size"])?
@@ -59,9 +61,14 @@ fn experts(config: &ModelConfig<'_>, moe: &str) -> ExpertLayout {
     if !config.has_tensor(&fused) {
         return per_expert(format!("{moe}.experts"), MlpNames::proj());
     }
+    let transposed = config.model_type().starts_with("qwen3_vl_moe");
+    let tensor = |name: String| match transposed {
+        true => FusedTensor::parameter(name).transposed(),
+        false => FusedTensor::parameter(name),
+    };
     ExpertLayout::Fused {
-        gate_up: FusedTensor::parameter(fused),
+        gate_up: tensor(fused),
         order: FusedOrder::Halves,
-        down: FusedTensor::parameter(format!("{moe}.experts.down_proj")),
+        down: tensor(format!("{moe}.experts.down_proj")),
     }
 }

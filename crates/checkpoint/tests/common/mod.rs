@@ -6,30 +6,15 @@ use moekit_quant::{
     Activation, ExpertLinear, ExpertMlp, ExpertWeights, GroupScore, MoeLayerSpec, RouterSpec,
     ScoringFunction, TensorSource, TopKSelection, read_floats,
 };
-use moekit_routing::{ExpertRouting, Placement, Rank, RoutingTable, Topology};
-
-/// The view of one rank on a table.
-#[derive(Debug)]
-pub(crate) struct OneRank(pub(crate) Rank, pub(crate) Arc<RoutingTable>);
-
-impl ExpertRouting for OneRank {
-    fn rank(&self) -> Rank {
-        self.0
-    }
-
-    fn routing_table(&self) -> Arc<RoutingTable> {
-        Arc::clone(&self.1)
-    }
-}
+use moekit_routing::{ExpertRouting, Placement, Rank, RankView, RoutingTable, Topology};
 
 /// Every rank of a placement.
-pub(crate) fn ranks(num_experts: usize, slots: &[Vec<usize>], num_shared: usize) -> Vec<OneRank> {
+pub(crate) fn ranks(num_experts: usize, slots: &[Vec<usize>], num_shared: usize) -> Vec<RankView> {
     let placement = Placement::from_ranks(num_experts, slots).unwrap();
     let topology = Topology::new(slots.len()).unwrap();
     let table = Arc::new(RoutingTable::new(placement, topology, num_shared, 0).unwrap());
-    (0..slots.len())
-        .map(|rank| OneRank(Rank::new(rank), Arc::clone(&table)))
-        .collect()
+    let view = |rank| RankView::new(Rank::new(rank), Arc::clone(&table)).unwrap();
+    (0..slots.len()).map(view).collect()
 }
 
 /// `y = W x + b` for every token; `x` is `[T][in]`, the result `[T][out]`.
@@ -166,7 +151,7 @@ pub(crate) struct Output {
 pub(crate) fn forward(
     spec: &MoeLayerSpec,
     tensors: &dyn TensorSource,
-    ranks: &[(OneRank, ExpertWeights)],
+    ranks: &[(RankView, ExpertWeights)],
     x: &[Vec<f32>],
 ) -> Output {
     let num_experts = spec.num_experts;
@@ -213,7 +198,7 @@ fn add(out: &mut [f32], y: &[f32], weight: f32) {
 }
 
 /// The last replica, so that more than the first rank is looked at.
-fn find(ranks: &[(OneRank, ExpertWeights)], id: usize) -> &ExpertMlp {
+fn find(ranks: &[(RankView, ExpertWeights)], id: usize) -> &ExpertMlp {
     ranks
         .iter()
         .rev()
@@ -227,7 +212,7 @@ fn find(ranks: &[(OneRank, ExpertWeights)], id: usize) -> &ExpertMlp {
 fn shared(
     spec: &MoeLayerSpec,
     tensors: &dyn TensorSource,
-    (rank, weights): &(OneRank, ExpertWeights),
+    (rank, weights): &(RankView, ExpertWeights),
     x: &[Vec<f32>],
 ) -> Vec<Vec<f32>> {
     let mut rows = vec![vec![0.0; spec.hidden_size]; x.len()];

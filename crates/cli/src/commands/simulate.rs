@@ -43,7 +43,7 @@ struct SimulateOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     strategies: Option<String>,
     /// How tokens fall on replicas, one or more separated by commas: equal, hash, or a replica
-    /// selector (round_robin, local_first, waterfill, waterfill-previous, ...) [default: equal]
+    /// selector (round_robin, local_first) [default: equal]
     #[arg(long, value_name = "NAMES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     selector: Option<String>,

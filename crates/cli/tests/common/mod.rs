@@ -59,8 +59,11 @@ pub(crate) fn failure<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
         .join(" ")
 }
 
+/// Tensors by name: shape and values.
+pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f64>)>;
+
 /// The float and integer tensors of a file, as f64.
-pub(crate) fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
+pub(crate) fn tensors(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).expect("the file exists");
     let file = SafeTensors::deserialize(&bytes).expect("it is a safetensors file");
     file.tensors()
@@ -98,10 +101,7 @@ pub(crate) fn relative_error(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Runs on a checkpoint's own reference inputs; returns output tensors and report.
-fn run_on_reference(
-    checkpoint: &Path,
-    args: &[&str],
-) -> (BTreeMap<String, (Vec<usize>, Vec<f64>)>, Value) {
+fn run_on_reference(checkpoint: &Path, args: &[&str]) -> (Tensors, Value) {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out.safetensors");
     let input = checkpoint.join("reference.safetensors");
@@ -139,7 +139,7 @@ pub(crate) fn compare(checkpoint: &Path, args: &[&str], tolerance: f64) -> Value
         let weights = format!("{layer}.topk_weights");
         let top_k = reference[&ids].0[1];
         assert_eq!(got[&ids].0, reference[&ids].0);
-        let rows = |t: &BTreeMap<String, (Vec<usize>, Vec<f64>)>| -> Vec<BTreeMap<u64, f64>> {
+        let rows = |t: &Tensors| -> Vec<BTreeMap<u64, f64>> {
             let pairs = t[&ids]
                 .1
                 .iter()

@@ -2,6 +2,7 @@
 
 mod activation;
 mod packed;
+mod quantize;
 mod tensor_ops;
 mod trainable;
 
@@ -9,10 +10,11 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use moekit_kernels::{CpuKernel, ExpertBatch, RouterWeight};
-use moekit_quant::{Activation, ExpertWeights};
+use moekit_kernels::{ActivationQuantMode, CpuKernel, ExpertBatch, RouterWeight};
+use moekit_quant::{Activation, ActivationQuant, ExpertWeights};
 
 pub use self::packed::PackedExperts;
+pub(crate) use self::quantize::features_of_a_scale;
 pub(crate) use self::tensor_ops::TensorBatch;
 pub(crate) use self::trainable::ExpertShape;
 pub use self::trainable::TrainableExperts;
@@ -50,6 +52,7 @@ pub enum Reduction {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExpertMath {
     pub(crate) activation: Activation,
+    pub(crate) activation_quant: ActivationQuantMode,
     pub(crate) router_weight: RouterWeight,
 }
 
@@ -87,7 +90,9 @@ impl Experts {
             Self::Trainable(experts) => &Arc::new(experts.view(math.activation)?),
             Self::Packed(experts) => experts.weights(),
         };
-        let batch = batch.with_router_weight(math.router_weight);
+        let batch = batch
+            .with_router_weight(math.router_weight)
+            .with_activation_quant(math.activation_quant);
         Ok(match reduction {
             Reduction::PerRank => {
                 ExpertOutputs::Summed(kernel.experts(weights, math.activation, &batch)?)
@@ -98,16 +103,16 @@ impl Experts {
         })
     }
 
-    /// The weights of one expert as tensors of a device, `f32`.
+    /// One expert as tensors of a device, `f32`.
     pub(crate) fn tensors(
         &self,
         expert: usize,
-        activation: Activation,
+        math: ExpertMath,
         device: &Device,
     ) -> Result<ExpertTensors, FusedMoeError> {
         match self {
-            Self::Trainable(experts) => Ok(experts.tensors(expert, activation, device)),
-            Self::Packed(experts) => experts.tensors(expert, device),
+            Self::Trainable(experts) => Ok(experts.tensors(expert, math.activation, device)),
+            Self::Packed(experts) => experts.tensors(expert, math.activation_quant, device),
         }
     }
 }
@@ -116,6 +121,8 @@ impl Experts {
 pub(crate) struct LinearTensors {
     pub(crate) weight: Tensor<2>,
     pub(crate) bias: Option<Tensor<2>>,
+    /// How its input is to be quantized.
+    pub(crate) input_quant: Option<ActivationQuant>,
 }
 
 impl LinearTensors {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use moekit_kernels::dequantize;
+use moekit_kernels::{ActivationQuantMode, dequantize};
 use moekit_quant::{ExpertLinear, ExpertWeights, QuantError};
 
 use super::{ExpertTensors, LinearTensors};
@@ -31,6 +31,7 @@ impl PackedExperts {
     pub(super) fn tensors(
         &self,
         expert: usize,
+        mode: ActivationQuantMode,
         device: &Device,
     ) -> Result<ExpertTensors, FusedMoeError> {
         let experts = &self.weights.experts;
@@ -39,15 +40,16 @@ impl PackedExperts {
             got: expert,
             expected: format!("less than {}", experts.len()),
         })?;
+        let linear = |l: &ExpertLinear| linear(l, mode, device);
         Ok(ExpertTensors {
-            gate: expert.gate.as_ref().map(|gate| linear(gate, device)),
-            up: linear(&expert.up, device),
-            down: linear(&expert.down, device),
+            gate: expert.gate.as_ref().map(linear),
+            up: linear(&expert.up),
+            down: linear(&expert.down),
         })
     }
 }
 
-fn linear(linear: &ExpertLinear, device: &Device) -> LinearTensors {
+fn linear(linear: &ExpertLinear, mode: ActivationQuantMode, device: &Device) -> LinearTensors {
     let shape = [linear.weight.rows(), linear.weight.cols()];
     LinearTensors {
         weight: float_tensor(dequantize(&linear.weight), shape, device),
@@ -55,5 +57,6 @@ fn linear(linear: &ExpertLinear, device: &Device) -> LinearTensors {
             .bias
             .as_ref()
             .map(|bias| float_tensor(bias.clone(), [1, bias.len()], device)),
+        input_quant: mode.input_quant(linear),
     }
 }

@@ -2,6 +2,7 @@ use burn::tensor::{DType, Tensor};
 use moekit_kernels::RouterWeight;
 
 use super::activation::activate;
+use super::quantize::quantized;
 use super::{ExpertMath, Experts};
 use crate::FusedMoeError;
 use crate::host::index_tensor;
@@ -72,13 +73,24 @@ impl Experts {
         x: Tensor<2>,
         w: Tensor<2>,
     ) -> Result<Tensor<2>, FusedMoeError> {
-        let linears = self.tensors(expert, math.activation, &x.device())?;
+        let linears = self.tensors(expert, math, &x.device())?;
         let x = match math.router_weight {
             RouterWeight::OnInput => x * w.clone(),
             RouterWeight::OnOutput => x,
         };
-        let gate = linears.gate.map(|gate| gate.forward(x.clone()));
-        let inner = activate(math.activation, gate, linears.up.forward(x))?;
+        let up_x = quantized(x.clone(), linears.up.input_quant)?;
+        let gate = match linears.gate {
+            Some(gate) if gate.input_quant == linears.up.input_quant => {
+                Some(gate.forward(up_x.clone()))
+            }
+            Some(gate) => {
+                let x = quantized(x, gate.input_quant)?;
+                Some(gate.forward(x))
+            }
+            None => None,
+        };
+        let inner = activate(math.activation, gate, linears.up.forward(up_x))?;
+        let inner = quantized(inner, linears.down.input_quant)?;
         let y = linears.down.forward(inner);
         Ok(match math.router_weight {
             RouterWeight::OnInput => y,

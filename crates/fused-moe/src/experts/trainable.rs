@@ -143,6 +143,7 @@ impl TrainableExperts {
         let cut = |first: usize| LinearTensors {
             weight: w13.clone().narrow(0, first, width),
             bias: w13_bias.clone().map(|b| b.narrow(1, first, width)),
+            input_quant: None,
         };
         ExpertTensors {
             gate: activation.is_gated().then(|| cut(0)),
@@ -150,6 +151,7 @@ impl TrainableExperts {
             down: LinearTensors {
                 weight: on(self.w2.val().narrow(0, expert, 1).squeeze_dim::<2>(0)),
                 bias: bias(&self.w2_bias),
+                input_quant: None,
             },
         }
     }

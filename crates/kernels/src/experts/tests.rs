@@ -328,3 +328,5 @@ proptest! {
         assert_near(&got, &case.expected(&experts, Activation::SILU, false));
     }
 }
+
+mod activation_quant;

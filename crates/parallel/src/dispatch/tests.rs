@@ -27,8 +27,9 @@ fn expected(batch: &Batch, table: &RoutingTable, top_k: usize) -> Vec<f32> {
         let token = slot / top_k;
         if id >= 0 {
             let expert = table.placement().physical_to_logical()[id as usize].index();
-            for i in token * WIDTH..(token + 1) * WIDTH {
-                output[i] += weight * (expert + 1) as f32 * batch.hidden[i];
+            let row = token * WIDTH..(token + 1) * WIDTH;
+            for (sum, x) in output[row.clone()].iter_mut().zip(&batch.hidden[row]) {
+                *sum += weight * (expert + 1) as f32 * x;
             }
         }
     }

@@ -40,9 +40,9 @@ impl Network {
         let num_ranks = placement.num_ranks();
         let mut ranks_of = vec![Vec::new(); counts.len()];
         let mut live = vec![false; num_ranks];
-        for rank in 0..num_ranks {
+        for (rank, live) in live.iter_mut().enumerate() {
             for expert in placement.experts_of(Rank::new(rank)).unwrap_or_default() {
-                live[rank] = true;
+                *live = true;
                 let ranks: &mut Vec<usize> = &mut ranks_of[expert.index()];
                 if ranks.last() != Some(&rank) {
                     ranks.push(rank);
@@ -209,21 +209,21 @@ impl Network {
         let mut split = vec![0; placement.num_physical_experts()];
         let mut last_rank = vec![usize::MAX; counts.len()];
         for (rank, slots) in placement.rank_offsets().windows(2).enumerate() {
-            for slot in slots[0]..slots[1] {
-                let expert = placement.physical_to_logical()[slot].index();
+            let experts = placement.physical_to_logical()[slots[0]..slots[1]].iter();
+            for (expert, split) in experts.zip(&mut split[slots[0]..slots[1]]) {
+                let expert = expert.index();
                 if last_rank[expert] == rank {
                     continue;
                 }
                 last_rank[expert] = rank;
-                let share = match flows[expert] {
+                *split = match flows[expert] {
                     None => left[expert],
                     Some(shared) => shared
                         .ranks
                         .binary_search(&rank)
                         .map_or(0, |at| shared.flow[at].min(left[expert])),
                 };
-                left[expert] -= share;
-                split[slot] = share;
+                left[expert] -= *split;
             }
         }
         split

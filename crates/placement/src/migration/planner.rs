@@ -8,15 +8,47 @@ use super::stage;
 use super::walk::Walk;
 use crate::{ExpertLoad, ModelPlacement, PlacementError};
 
-/// Plans how experts move from one placement to the next.
+/// Plans how the experts of a layer, or of a model, get from one placement to the next while tokens flow.
+///
+/// # The model
+///
+/// A rank has, for a layer, the slots of the placement in force, those that the next one adds, and
+/// some *staging buffers* of one expert each. While a [stage](MigrationStage) runs, the placement in
+/// force stays whole: experts arrive only in added slots and staging buffers, are sent only from slots
+/// in force, and nothing is written to these. So every replica that the table names is complete at
+/// every moment, the rounds may be spread over as many forward passes as one likes, and a stage that
+/// fails is undone by forgetting what arrived. The commit is local: each rank copies from staging
+/// buffers into slots and permutes its slots, in an order in which nothing is read after it was
+/// overwritten; then the table changes. All ranks do both between the same two forward passes.
+///
+/// The other way is to receive straight into slots that the table still names. It needs no staging
+/// buffers, but takes replicas out of service during the rounds, cannot move the only replicas of
+/// two experts into each other's slots, and leaves a broken layer behind when a rank fails.
+///
+/// Staging buffers are needed for one layer at a time, as layers migrate one after the other: at most
+/// as many as a rank receives experts. With fewer ([`with_staging`](Self::with_staging)), a layer migrates
+/// in several stages, each of which ends in a valid placement that covers every expert. One buffer
+/// per rank is always enough, and no expert travels more often for it.
+///
+/// # Sources and rounds
+///
+/// What a rank holds already stays or is copied. All else comes from a replica on the same node if
+/// there is one, else from another node, such that the largest number of experts that a rank sends is
+/// as small as the choice of replicas allows (an optimal semi-matching: Harvey, Ladner, Lovász and
+/// Tamir, J. Algorithms 59, 2006). Transfers take place in rounds in which a rank sends to at most one
+/// rank and receives from at most one, in as few rounds as there can be: the largest number that a
+/// rank sends or receives (edge colouring of a bipartite multigraph: Kőnig, Math. Ann. 77, 1916). What
+/// no living rank holds is a [`CheckpointRead`](super::CheckpointRead), never a transfer.
+///
+/// # Ranks
 ///
 /// Every rank of either placement is a rank of the topology: a group that grows or shrinks migrates
 /// in the larger of its two sizes, and a rank that a placement does not have holds no slots there.
 /// Placements in plans have all ranks of the topology. If ranks change their numbers, see
 /// [`placement_in_group`](super::placement_in_group).
 ///
-/// Plans are deterministic: with equal inputs every rank can make the same plan for itself. Sources
-/// of equal load, rounds, slots and units of equal gain are taken lowest index first.
+/// Plans are deterministic: with equal inputs, every rank can make the same plan for itself. Ties go
+/// to the lowest index.
 ///
 /// ```
 /// use moekit_placement::{Buffer, MigrationPlanner, Placement, Topology};
@@ -105,9 +137,10 @@ impl<'a> MigrationPlanner<'a> {
 
     /// The migration of one layer.
     ///
-    /// With P slots, R ranks, m experts that arrive and D of them at one rank or from one rank: O(m D
-    /// log D + m R + P log P) in one stage. In several, O(m (P + R)) more where slots are to spare, and O(m
-    /// R (P + R)) where long cycles of ranks must exchange their only replicas.
+    /// With P slots, R ranks, m arrivals, s replicas that they may come from in total and D arrivals
+    /// or departures at one rank, a stage takes O(m s) for the sources, which is seldom reached, O(m (D
+    /// log D + R)) for the rounds and O(P log P) for all else. The choice of stages takes O(m (P + R)), or
+    /// O(m R (P + R)) where only long cycles of ranks can exchange their last replicas.
     ///
     /// # Errors
     ///
@@ -149,9 +182,9 @@ impl<'a> MigrationPlanner<'a> {
     /// before all else. The budget is used up as far as it goes, even if a step gains nothing by itself, so
     /// that repeated cuts come to an end: each arrival is one of the whole migration's.
     ///
-    /// A greedy choice, not an optimum (a knapsack with dependent gains). O(L + a c r²) for L layers, a
-    /// arrivals taken, c sets to choose from in a layer (at most the product of what arrives at and leaves
-    /// a rank, summed) and r replicas of an expert.
+    /// A greedy choice, not an optimum: what one set gains depends on the others. With L layers, a
+    /// arrivals taken, c sets to choose from in a layer (at most the product of what arrives at and
+    /// leaves a rank, summed over the ranks) and r replicas of an expert, it takes O(L c r² + a (c r² + L)).
     ///
     /// ```
     /// use moekit_placement::{

@@ -75,55 +75,31 @@ impl RankWork {
     /// expert is received right there if it can be, and into a staging buffer if not.
     fn of(current: &[LogicalExpert], target: &[LogicalExpert]) -> Self {
         let mut work = Self::default();
-        // Where each expert of the rank is, best in a slot that it keeps: nothing overwrites it.
-        let mut held: BTreeMap<LogicalExpert, usize> = BTreeMap::new();
-        for (slot, &expert) in current.iter().enumerate() {
-            let stays = |slot: usize| target.get(slot) == Some(&expert);
-            let at = held.entry(expert).or_insert(slot);
-            if !stays(*at) && stays(slot) {
-                *at = slot;
-            }
-        }
-        let mut first_slot: BTreeMap<LogicalExpert, usize> = BTreeMap::new();
-        for (slot, expert) in target.iter().enumerate() {
-            if !held.contains_key(expert) {
-                // The lowest slot that is free already, else the lowest.
-                let at = first_slot.entry(*expert).or_insert(slot);
-                if *at < current.len() && slot >= current.len() {
-                    *at = slot;
-                }
-            }
-        }
+        let held = held_slots(current, target);
+        let first_slot = first_slots(current, target, &held);
         let direct: BTreeSet<usize> = first_slot.values().copied().collect();
-        let mut spare_slots = (current.len()..target.len()).filter(|slot| !direct.contains(slot));
+        let mut unused = (current.len()..target.len()).filter(|slot| !direct.contains(slot));
         let mut arrived: BTreeMap<LogicalExpert, Buffer> = BTreeMap::new();
         for (&expert, &slot) in &first_slot {
-            let free = if slot >= current.len() {
-                Some(slot)
-            } else {
-                spare_slots.next()
-            };
-            let into = match free {
-                Some(slot) => Buffer::Slot(LocalExpert::new(slot)),
-                None => {
+            let free = Some(slot).filter(|&slot| slot >= current.len());
+            let into = free.or_else(|| unused.next()).map_or_else(
+                || {
                     work.staging += 1;
                     Buffer::Staging(work.staging - 1)
-                }
-            };
+                },
+                slot_buffer,
+            );
             arrived.insert(expert, into);
             work.arrivals.push((expert, into));
         }
         for (slot, &expert) in target.iter().enumerate() {
-            let to = Buffer::Slot(LocalExpert::new(slot));
-            let is_at = |slot: &usize| Buffer::Slot(LocalExpert::new(*slot));
             if current.get(slot) == Some(&expert) {
                 work.unchanged += 1;
                 continue;
             }
-            let from = held
-                .get(&expert)
-                .map(is_at)
-                .or_else(|| arrived.get(&expert).copied());
+            let from = held.get(&expert).copied().map(slot_buffer);
+            let from = from.or_else(|| arrived.get(&expert).copied());
+            let to = slot_buffer(slot);
             if let Some(from) = from.filter(|from| *from != to) {
                 work.copies.insert(to, (from, expert));
             }
@@ -131,6 +107,45 @@ impl RankWork {
         }
         work
     }
+}
+
+fn slot_buffer(slot: usize) -> Buffer {
+    Buffer::Slot(LocalExpert::new(slot))
+}
+
+/// Where each expert of a rank is: best in a slot that it keeps, as nothing overwrites it there.
+fn held_slots(
+    current: &[LogicalExpert],
+    target: &[LogicalExpert],
+) -> BTreeMap<LogicalExpert, usize> {
+    let mut held = BTreeMap::new();
+    for (slot, &expert) in current.iter().enumerate() {
+        let stays = |slot: usize| target.get(slot) == Some(&expert);
+        let at = held.entry(expert).or_insert(slot);
+        if !stays(*at) && stays(slot) {
+            *at = slot;
+        }
+    }
+    held
+}
+
+/// For which slot an expert that the rank does not hold arrives: the lowest one that is not in
+/// force, else the lowest. Further slots of it are copies.
+fn first_slots(
+    current: &[LogicalExpert],
+    target: &[LogicalExpert],
+    held: &BTreeMap<LogicalExpert, usize>,
+) -> BTreeMap<LogicalExpert, usize> {
+    let mut first = BTreeMap::new();
+    for (slot, expert) in target.iter().enumerate() {
+        if !held.contains_key(expert) {
+            let at = first.entry(*expert).or_insert(slot);
+            if *at < current.len() && slot >= current.len() {
+                *at = slot;
+            }
+        }
+    }
+    first
 }
 
 /// Finds a source and a round for every arrival.

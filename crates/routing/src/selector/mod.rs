@@ -3,7 +3,6 @@
 mod local_first;
 mod round_robin;
 mod row_hash;
-mod waterfill;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -13,7 +12,6 @@ use enum_dispatch::enum_dispatch;
 pub use local_first::LocalFirst;
 pub use round_robin::RoundRobin;
 pub use row_hash::RowHash;
-pub use waterfill::ReplicaShares;
 
 use crate::{LogicalExpert, PhysicalExpert, Rank, RoutingError, RoutingTable};
 

@@ -9,7 +9,7 @@ use moekit::fused_moe::{
     ForwardOptions, FusedMoe, FusedMoeConfig, FusedMoeError, GateTensors, LayerRouting, Local,
     TokenDispatcher,
 };
-use moekit::kernels::CpuKernel;
+use moekit::kernels::{ActivationQuantMode, CpuKernel};
 use moekit::parallel::{Communicator, EpDispatcher, ThreadGroup};
 use moekit::placement::even_offsets;
 use moekit::quant::{MoeLayerSpec, QuantBackend, QuantError, read_floats};
@@ -29,6 +29,7 @@ pub(super) struct Group<'a> {
     pub(super) selector: ReplicaSelector,
     pub(super) kernel: CpuKernel,
     pub(super) shared: SharedMode,
+    pub(super) activation_quant: ActivationQuantMode,
 }
 
 /// What came of one layer.
@@ -148,6 +149,7 @@ impl Group<'_> {
             .with_dispatcher(dispatcher)
             .with_selector(self.selector.clone())
             .with_kernel(self.kernel.clone())
+            .with_activation_quant(self.activation_quant)
             .init_packed(gate, Arc::new(weights), &Device::flex())
     }
 

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moekit::checkpoint::Checkpoint;
 use moekit::eval::load_file::{self, LoadFile};
-use moekit::kernels::CpuKernel;
+use moekit::kernels::{ActivationQuantMode, CpuKernel};
 use moekit::placement::{ModelPlacement, Topology};
 use moekit::quant::{MoeLayerSpec, MoeModelSpec, backend_for};
 use moekit::routing::ReplicaSelector;
@@ -69,6 +69,10 @@ struct RunOptions {
     #[arg(long, value_name = "HOW")]
     #[serde(skip_serializing_if = "Option::is_none")]
     shared: Option<SharedMode>,
+    /// Quantize activations as the checkpoint says, by emulation, or not at all [default: off]
+    #[arg(long, value_name = "MODE")]
+    #[serde(rename = "activation-quant", skip_serializing_if = "Option::is_none")]
+    activation_quant: Option<ActivationQuantOption>,
     /// Random tokens, if there is no input [default: 128]
     #[arg(long, value_name = "T", conflicts_with = "input")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,6 +92,24 @@ struct RunOptions {
     #[command(flatten)]
     #[serde(flatten)]
     report: ReportOptions,
+}
+
+/// Whether activations are quantized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ActivationQuantOption {
+    #[default]
+    Off,
+    Emulate,
+}
+
+impl From<ActivationQuantOption> for ActivationQuantMode {
+    fn from(option: ActivationQuantOption) -> Self {
+        match option {
+            ActivationQuantOption::Off => Self::Off,
+            ActivationQuantOption::Emulate => Self::Emulate,
+        }
+    }
 }
 
 /// How shared experts are computed.
@@ -124,6 +146,7 @@ impl Run {
             selector: options.selector()?,
             kernel: options.kernel()?,
             shared: options.shared.unwrap_or_default(),
+            activation_quant: options.activation_quant.unwrap_or_default().into(),
         };
 
         let chosen = options.layers(&model)?;

@@ -1,7 +1,0 @@
-//! Water-filling.
-mod balance;
-mod graph;
-mod pour;
-mod shares;
-
-pub use shares::ReplicaShares;

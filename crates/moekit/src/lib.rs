@@ -23,7 +23,7 @@
 //!
 //! // Everything that follows from it.
 //! let table = RoutingTable::new(plan.layers()[0].clone(), topology, 0, 0)?;
-//! assert_eq!(table.replica_counts(), [2, 1, 1, 2]);
+//! assert_eq!(table.replica_counts(), [3, 1, 1, 1]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -5,9 +5,9 @@
 mod layers;
 
 use moekit_quant::{
-    CodeFormat, ExpertLayout, ExpertLinear, FusedOrder, FusedTensor, LinearSite, MemorySource,
-    MlpNames, MoeLayerSpec, PackedMatrix, Projection, SharedExpertsSpec, TensorDtype, TensorSource,
-    load_linears,
+    CodeFormat, ExpertLayout, ExpertLinear, ExpertMlp, FusedOrder, FusedTensor, LinearSite,
+    MemorySource, MlpNames, MoeLayerSpec, PackedMatrix, Projection, SharedExpertsSpec, TensorDtype,
+    TensorSource, load_linears,
 };
 
 use layers::*;
@@ -274,6 +274,49 @@ fn biases() {
     assert_eq!(expert.up.bias.as_deref(), Some(&up[..]));
     let down: Vec<f32> = (H..2 * H).map(|i| i as f32).collect();
     assert_eq!(expert.down.bias.as_deref(), Some(&down[..]));
+}
+
+/// The outputs of fused shared experts add up, so that the bias of down comes once.
+#[test]
+fn biases_of_fused_shared_experts() {
+    let mut tensors = MemorySource::default();
+    let count = |n: usize| -> Vec<u8> { (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect() };
+    for (name, [rows, cols]) in [
+        ("gate_proj", [2 * I, H]),
+        ("up_proj", [2 * I, H]),
+        ("down_proj", [H, 2 * I]),
+    ] {
+        let zeros = vec![0; rows * cols * 4];
+        tensors.insert(
+            format!("s.{name}.weight"),
+            TensorDtype::F32,
+            [rows, cols],
+            zeros,
+        );
+        tensors.insert(
+            format!("s.{name}.bias"),
+            TensorDtype::F32,
+            [rows],
+            count(rows),
+        );
+    }
+    let mut layer = layer(ExpertLayout::PerExpert {
+        module: "x".to_owned(),
+        names: MlpNames::proj(),
+        bias: false,
+    });
+    let mut shared = SharedExpertsSpec::new("s", MlpNames::proj(), 2 * I);
+    shared.bias = true;
+    layer.shared = Some(shared);
+    let load = &moekit_quant::load_float_linear;
+    let weights = load_linears(&layer, &tensors, &rank(vec![], 2), load).unwrap();
+    let [first, second] = &weights.experts[..] else {
+        panic!("{} slots", weights.num_local_experts());
+    };
+    let down = |expert: &ExpertMlp| expert.down.bias.as_ref().map(Vec::len);
+    assert_eq!((down(first), down(second)), (Some(H), None));
+    let second_half: Vec<f32> = (I..2 * I).map(|i| i as f32).collect();
+    assert_eq!(second.up.bias, Some(second_half));
 }
 
 /// What fits is a view of the source's bytes.

@@ -58,6 +58,9 @@ pub enum KernelError {
     /// A gate that cannot select.
     #[error("gate: {0}")]
     Gate(String),
+    /// An instruction set that is not known, or that the machine lacks.
+    #[error("instruction set: {0}")]
+    Isa(String),
     /// No thread pool of the wanted size.
     #[error("cannot start {threads} threads: {message}")]
     Threads {

@@ -2,15 +2,18 @@ use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::KernelError;
+use crate::{Isa, KernelError};
 
-/// Runs the kernels of this crate, on the threads that it was given.
+/// Runs the kernels of this crate, on the threads and with the instruction set that it was given.
 ///
-/// Results do not depend on the number of threads, nor on which rows share a batch.
+/// Results do not depend on the number of threads, nor on which rows share a batch. They do depend
+/// on the instruction set, in the last bits.
 #[derive(Clone, Debug, Default)]
 pub struct CpuKernel {
     /// `None`: the pool of the calling thread, by default rayon's global one.
     pool: Option<Arc<ThreadPool>>,
+    /// `None`: [`Isa::detect`].
+    isa: Option<Isa>,
 }
 
 impl CpuKernel {
@@ -31,7 +34,27 @@ impl CpuKernel {
             .map_err(|e| error(e.to_string()))?;
         Ok(Self {
             pool: Some(Arc::new(pool)),
+            isa: None,
         })
+    }
+
+    /// The same kernel with another instruction set.
+    ///
+    /// # Errors
+    ///
+    /// If this machine lacks it.
+    pub fn with_isa(mut self, isa: Isa) -> Result<Self, KernelError> {
+        self.isa = Some(isa.checked()?);
+        Ok(self)
+    }
+
+    /// The instruction set in use: the one given, otherwise that of [`Isa::detect`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Isa::detect`].
+    pub fn isa(&self) -> Result<Isa, KernelError> {
+        self.isa.map_or_else(Isa::detect, Ok)
     }
 
     /// Threads that share the work.

@@ -1,4 +1,5 @@
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use moekit_routing::Rank;
@@ -18,8 +19,10 @@ pub const MAX_TAG: u32 = 32_767;
 ///
 /// An error in a collective (a wrong argument on one rank included), [`Communicator::abort`], and a
 /// rank that fails end the group: what has arrived can still be received, every other call that
-/// waits or comes later, on any rank, returns the error. Survivors go on in a new group. No call
-/// waits for a rank that cannot answer.
+/// waits or comes later, on any rank, returns the error. No call waits for a rank that cannot answer.
+/// Survivors go on in a [`Communicator::subgroup`], also one of a group that has ended: a rank that
+/// is gone is gone from every group, but an error, a mismatch or an abort ends the one group in
+/// which it came about.
 ///
 /// # Threads
 ///
@@ -119,6 +122,59 @@ pub trait Communicator: Debug + Send + Sync {
     ///
     /// Returns the error to pass on: `return Err(comm.abort("no memory for 3 experts"))`.
     fn abort(&self, message: &str) -> CommError;
+
+    /// A group of some of these ranks, numbered in the order given; `None` on a rank that is not
+    /// among them, which need not call at all.
+    ///
+    /// Every rank named makes the same calls of this method in the same order; it may wait for
+    /// them, but for no other rank. The group is independent of this one: its calls may run beside
+    /// those of this group on another thread, and it goes on if this group ends. It can be made
+    /// from a group that has ended, so that the survivors of a rank go on:
+    ///
+    /// ```
+    /// use moekit_parallel::{CommError, Communicator, CommunicatorExt, ReduceOp, ThreadGroup};
+    /// use moekit_routing::Rank;
+    ///
+    /// let sums = ThreadGroup::run(3, |comm| {
+    ///     if comm.rank().index() == 1 {
+    ///         comm.abort("out of memory");
+    ///         return Ok(None);
+    ///     }
+    ///     comm.barrier().unwrap_err();
+    ///     let Some(survivors) = comm.subgroup(&[Rank::new(0), Rank::new(2)])? else { return Ok(None) };
+    ///     let mine = vec![comm.rank().index() as f32];
+    ///     survivors.all_reduce_values(mine, ReduceOp::Sum).map(Some)
+    /// });
+    /// assert_eq!(sums?, [Some(vec![2.0]), None, Some(vec![2.0])]);
+    /// # Ok::<(), moekit_parallel::GroupError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::UnknownRank`], [`CommError::DuplicateRank`]; [`CommError::PeerFailed`] and
+    /// [`CommError::PeerReturned`], here or in the first call of the group, if a rank named is
+    /// gone; [`CommError::Unsupported`] from a transport without subgroups.
+    fn subgroup(&self, ranks: &[Rank]) -> Result<Option<Arc<dyn Communicator>>, CommError> {
+        let _ = ranks;
+        Err(CommError::Unsupported { what: "subgroups" })
+    }
+}
+
+/// Position of `me` among `ranks`, each of which must be a rank of the group and be there once.
+pub(crate) fn position_in(
+    ranks: &[Rank],
+    me: usize,
+    size: usize,
+) -> Result<Option<usize>, CommError> {
+    let mut seen = vec![false; size];
+    for &rank in ranks {
+        match seen.get_mut(rank.index()) {
+            None => return Err(CommError::UnknownRank { rank, size }),
+            Some(true) => return Err(CommError::DuplicateRank { rank }),
+            Some(seen) => *seen = true,
+        }
+    }
+    Ok(ranks.iter().position(|rank| rank.index() == me))
 }
 
 /// Values instead of bytes, for every [`Communicator`].

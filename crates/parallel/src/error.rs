@@ -61,6 +61,18 @@ pub enum CommError {
         /// Size of the group.
         size: usize,
     },
+    /// A rank that is to be in a subgroup twice.
+    #[error("rank {rank} is named twice: a subgroup has each rank once")]
+    DuplicateRank {
+        /// The rank.
+        rank: Rank,
+    },
+    /// Something that this transport cannot do.
+    #[error("this transport has no {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
     /// A tag that not every transport can carry.
     #[error("tag {tag} is out of range: tags go from 0 to {max}")]
     Tag {

@@ -3,14 +3,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use moekit_routing::Rank;
 
 use super::state::State;
+use super::subgroups::Subgroups;
 use crate::call::{Call, Collective};
+use crate::communicator::position_in;
 use crate::{Blocks, Buffer, CommError, Communicator, ElementType, MAX_TAG, ReduceOp};
 
-/// The state of a group and the bell of each rank.
+/// The state of a group, the bell of each rank, and the groups made of its ranks.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     bells: Vec<Condvar>,
+    /// Locked before any state.
+    subgroups: Mutex<Subgroups>,
 }
 
 impl Shared {
@@ -18,6 +22,7 @@ impl Shared {
         Self {
             state: Mutex::new(State::new(size)),
             bells: (0..size).map(|_| Condvar::new()).collect(),
+            subgroups: Mutex::default(),
         }
     }
 
@@ -35,6 +40,28 @@ impl Shared {
         let error = self.lock().fail(error);
         self.wake_all();
         error
+    }
+
+    /// Notes in every group of the rank that it makes no further call, and why if it failed.
+    pub(super) fn end_rank(&self, rank: usize, failure: Option<&str>) {
+        let mut subgroups = self.lock_subgroups();
+        let mut state = self.lock();
+        if let Some(message) = failure {
+            state.fail(CommError::PeerFailed {
+                rank: Rank::new(rank),
+                message: message.to_owned(),
+            });
+        }
+        state.set_returned(rank);
+        drop(state);
+        self.wake_all();
+        subgroups.end_rank(rank, failure);
+    }
+
+    fn lock_subgroups(&self) -> MutexGuard<'_, Subgroups> {
+        self.subgroups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -206,5 +233,14 @@ impl Communicator for ThreadCommunicator {
             rank: self.rank(),
             message: message.to_owned(),
         })
+    }
+
+    fn subgroup(&self, ranks: &[Rank]) -> Result<Option<Arc<dyn Communicator>>, CommError> {
+        let Some(position) = position_in(ranks, self.rank, self.size())? else {
+            return Ok(None);
+        };
+        let members = ranks.iter().map(|rank| rank.index()).collect();
+        let shared = self.shared.lock_subgroups().join(members, position);
+        Ok(Some(Arc::new(Self::new(position, shared))))
     }
 }

@@ -142,21 +142,21 @@ where
 {
     let comm = ThreadCommunicator::new(rank, Arc::clone(shared));
     // After a panic nothing of the rank is used but its message.
-    let end = match catch_unwind(AssertUnwindSafe(|| body(comm).map_err(Into::into))) {
-        Ok(Ok(value)) => Ok(value),
+    match catch_unwind(AssertUnwindSafe(|| body(comm).map_err(Into::into))) {
+        Ok(Ok(value)) => {
+            shared.end_rank(rank, None);
+            Ok(value)
+        }
         Ok(Err(error)) => {
-            shared.fail(peer_failed(rank, message_of(rank, &*error)));
+            shared.end_rank(rank, Some(&message_of(rank, &*error)));
             Err(End::Failed(error))
         }
         Err(panic) => {
             let message = text(&*panic);
-            shared.fail(peer_failed(rank, format!("panicked: {message}")));
+            shared.end_rank(rank, Some(&format!("panicked: {message}")));
             Err(End::Panicked(message))
         }
-    };
-    shared.lock().set_returned(rank);
-    shared.wake_all();
-    end
+    }
 }
 
 /// All values, or the end of the rank that ended the group (`first`), or else of the lowest rank

@@ -3,6 +3,7 @@
 mod communicator;
 mod group;
 mod state;
+mod subgroups;
 #[cfg(test)]
 mod tests;
 

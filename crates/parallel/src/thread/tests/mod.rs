@@ -2,6 +2,7 @@ mod agreement;
 mod collectives;
 mod failures;
 mod soak;
+mod subgroups;
 
 use crate::{CommError, CommunicatorExt, ReduceOp, ThreadCommunicator, ThreadGroup};
 use crate::{Communicator, watchdog::watched};

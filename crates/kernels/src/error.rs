@@ -59,8 +59,22 @@ pub enum KernelError {
     #[error("gate: {0}")]
     Gate(String),
     /// An instruction set that is not known, or that the machine lacks.
-    #[error("instruction set: {0}")]
-    Isa(String),
+    #[error(
+        "`{name}` is no instruction set that this machine has; it has {}",
+        crate::Isa::listed()
+    )]
+    Isa {
+        /// What was asked for.
+        name: String,
+    },
+    /// Memory that the system does not give.
+    #[error("cannot get {bytes} bytes of memory: {message}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// What the system said.
+        message: String,
+    },
     /// No thread pool of the wanted size.
     #[error("cannot start {threads} threads: {message}")]
     Threads {

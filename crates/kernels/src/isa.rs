@@ -1,122 +1,121 @@
-//! Instruction sets, chosen at run time.
-
 use std::fmt;
 use std::str::FromStr;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use crate::KernelError;
 
-/// The environment variable that forces an instruction set.
-const VARIABLE: &str = "MOEKIT_ISA";
-
-/// An instruction set that kernels are written for, from the plainest to the widest.
+/// The instruction set that the kernels run on.
 ///
-/// ```
-/// use moekit_kernels::Isa;
-///
-/// assert!(Isa::Portable.is_available());
-/// assert!(Isa::available().any(|isa| isa == Isa::best()));
-/// assert_eq!("avx2".parse(), Ok(Isa::Avx2));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// It is chosen at run time: the best one that the machine has, or the one that the environment
+/// variable `MOEKIT_ISA` names. Results of different instruction sets differ by rounding; those of
+/// one do not depend on the number of threads or the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain Rust: the reference, on every machine.
+    /// Plain Rust, which every machine runs: the reference.
     Portable,
-    /// x86-64 with AVX2, FMA and F16C.
+    /// AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL, and what [`Isa::Avx2`] has.
+    /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// [`Isa::Avx512`] with its extensions BF16, VBMI and VNNI.
+    /// AVX-512 with BF16, VNNI, VBMI and VBMI2: dot products of bf16 and of bytes.
     Avx512Bf16,
 }
 
 impl Isa {
-    /// All, from the plainest to the widest.
+    /// All, the best last.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
-    /// The name that [`FromStr`] reads.
+    /// The name that `MOEKIT_ISA` knows it by.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
-            Self::Avx512Bf16 => "avx512bf16",
+            Self::Avx512Bf16 => "avx512_bf16",
         }
     }
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
-        match self {
-            Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = || {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                Self::Avx2.is_available()
+            };
+            let avx512 = || {
+                avx2()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+            };
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => avx2(),
+                Self::Avx512 => avx512(),
+                Self::Avx512Bf16 => {
+                    avx512()
+                        && is_x86_feature_detected!("avx512bf16")
+                        && is_x86_feature_detected!("avx512vnni")
+                        && is_x86_feature_detected!("avx512vbmi")
+                        && is_x86_feature_detected!("avx512vbmi2")
+                }
             }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => {
-                Self::Avx512.is_available()
-                    && is_x86_feature_detected!("avx512bf16")
-                    && is_x86_feature_detected!("avx512vbmi")
-                    && is_x86_feature_detected!("avx512vnni")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
         }
     }
 
-    /// Those of this machine, from the plainest to the widest.
-    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
-        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    /// Those that this machine has, the best last; the portable one is always among them.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|i| i.is_available()).collect()
     }
 
-    /// The widest one of this machine.
+    /// The best that this machine has.
     pub fn best() -> Self {
-        Self::available().next_back().unwrap_or(Self::Portable)
+        Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// The one that the environment variable `MOEKIT_ISA` names, [`Isa::best`] if it is not set.
-    /// The variable is read once.
+    /// What `MOEKIT_ISA` names when it is first asked for, otherwise the best.
     ///
     /// # Errors
     ///
-    /// If the variable holds no name, or that of an instruction set which this machine lacks.
-    pub fn detect() -> Result<Self, KernelError> {
-        static DETECTED: LazyLock<Result<Isa, KernelError>> =
-            LazyLock::new(|| match std::env::var_os(VARIABLE) {
-                None => Ok(Isa::best()),
-                Some(name) => forced(&name.to_string_lossy()),
-            });
-        DETECTED.clone()
+    /// If the variable names no instruction set, or one that this machine lacks.
+    pub fn from_env() -> Result<Self, KernelError> {
+        static CHOICE: OnceLock<Result<Isa, String>> = OnceLock::new();
+        let choice = CHOICE.get_or_init(|| match std::env::var_os("MOEKIT_ISA") {
+            Some(name) => {
+                let name = name.to_string_lossy().into_owned();
+                name.parse().map_err(|_: KernelError| name)
+            }
+            None => Ok(Self::best()),
+        });
+        choice.clone().map_err(|name| KernelError::Isa { name })
     }
-}
 
-fn forced(name: &str) -> Result<Isa, KernelError> {
-    let isa: Isa = name.parse()?;
-    isa.checked()
-}
-
-impl Isa {
-    /// The set itself if this machine has it.
-    pub(crate) fn checked(self) -> Result<Self, KernelError> {
-        if self.is_available() {
-            return Ok(self);
+    /// Itself, if this machine has it.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub fn checked(self) -> Result<Self, KernelError> {
+        match self.is_available() {
+            true => Ok(self),
+            false => Err(KernelError::Isa {
+                name: self.name().to_owned(),
+            }),
         }
-        let available: Vec<_> = Self::available().map(Self::name).collect();
-        Err(KernelError::Isa(format!(
-            "this machine has no `{self}`; it has {}",
-            available.join(", ")
-        )))
+    }
+
+    /// The names of those available, for messages.
+    pub(crate) fn listed() -> String {
+        let names: Vec<&str> = Self::available().into_iter().map(Self::name).collect();
+        names.join(", ")
     }
 }
 
@@ -129,12 +128,17 @@ impl fmt::Display for Isa {
 impl FromStr for Isa {
     type Err = KernelError;
 
+    /// An instruction set that this machine has, by name.
     fn from_str(name: &str) -> Result<Self, KernelError> {
         let found = Self::ALL.into_iter().find(|isa| isa.name() == name);
-        found.ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            KernelError::Isa(format!("`{name}` is not known; known are {known}"))
-        })
+        found.map_or_else(
+            || {
+                Err(KernelError::Isa {
+                    name: name.to_owned(),
+                })
+            },
+            Self::checked,
+        )
     }
 }
 
@@ -144,21 +148,14 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_others_refused() {
-        for isa in Isa::ALL {
-            assert_eq!(isa.to_string().parse(), Ok(isa));
+        for isa in Isa::available() {
+            assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
         }
-        let error = forced("avx1024").unwrap_err().to_string();
+        let message = "sse9".parse::<Isa>().unwrap_err().to_string();
         assert!(
-            error.contains("`avx1024`") && error.contains("portable, avx2"),
-            "{error}"
+            message.contains("sse9") && message.contains("portable"),
+            "{message}"
         );
-    }
-
-    #[test]
-    fn what_the_machine_lacks_is_refused() {
-        for isa in Isa::ALL {
-            assert_eq!(forced(isa.name()).is_ok(), isa.is_available());
-        }
-        assert!(Isa::best().is_available());
+        assert!(Isa::available().contains(&Isa::best()));
     }
 }

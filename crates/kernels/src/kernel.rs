@@ -54,7 +54,7 @@ impl CpuKernel {
     ///
     /// Those of [`Isa::detect`].
     pub fn isa(&self) -> Result<Isa, KernelError> {
-        self.isa.map_or_else(Isa::detect, Ok)
+        self.isa.map_or_else(Isa::from_env, Ok)
     }
 
     /// Threads that share the work.

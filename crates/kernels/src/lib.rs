@@ -42,6 +42,7 @@ mod gate;
 mod isa;
 mod kernel;
 mod panels;
+pub mod probe;
 mod rows;
 #[cfg(test)]
 mod test_weights;

@@ -102,6 +102,26 @@ pub enum RoutingError {
         /// Which step's counts.
         step: &'static str,
     },
+    /// A selector was given the counts of another batch.
+    #[error(
+        "the token counts are not those of this batch: rank {rank} routes {routed} tokens to logical expert {expert}, the counts say {counted}"
+    )]
+    OtherCounts {
+        /// The rank that routes.
+        rank: usize,
+        /// The first expert that differs.
+        expert: usize,
+        /// Tokens that the counts say.
+        counted: u64,
+        /// Tokens of the batch.
+        routed: u64,
+    },
+    /// A tolerance is a part of the whole.
+    #[error("the tolerance of a split is {got}, expected at least 0 and below 1")]
+    Tolerance {
+        /// The value given.
+        got: String,
+    },
     /// Loads of different tables were added up.
     #[error("cannot add the load of table generation {other} to that of generation {this}")]
     Generation {

@@ -33,8 +33,8 @@ pub use ids::{LocalExpert, LogicalExpert, PhysicalExpert, Rank};
 pub use load::StepLoad;
 pub use placement::{Placement, even_offsets};
 pub use selector::{
-    CountsNeeded, CustomSelector, LocalFirst, ReplicaSelector, RoundRobin, RowHash, SelectContext,
-    SelectReplica,
+    CountsNeeded, CustomSelector, LocalFirst, ReplicaSelector, ReplicaShares, RoundRobin, RowHash,
+    SelectContext, SelectReplica, Waterfill,
 };
 pub use table::{NOT_LOCAL, RankTable, RoutingTable};
 pub use topology::Topology;

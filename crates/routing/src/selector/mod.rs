@@ -3,6 +3,7 @@
 mod local_first;
 mod round_robin;
 mod row_hash;
+mod waterfill;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use enum_dispatch::enum_dispatch;
 pub use local_first::LocalFirst;
 pub use round_robin::RoundRobin;
 pub use row_hash::RowHash;
+pub use waterfill::{ReplicaShares, Waterfill};
 
 use crate::{LogicalExpert, PhysicalExpert, Rank, RoutingError, RoutingTable};
 
@@ -118,6 +120,8 @@ pub enum ReplicaSelector {
     RoundRobin,
     /// A replica on this rank, else on this node, else any.
     LocalFirst,
+    /// Shares of this or the previous step's tokens that level the ranks.
+    Waterfill,
     /// Anything else.
     Custom(CustomSelector),
 }
@@ -130,18 +134,26 @@ impl Default for ReplicaSelector {
 
 impl ReplicaSelector {
     /// The names of the selectors that a configuration can choose.
-    pub const NAMES: &'static [&'static str] = &["row_hash", "round_robin", "local_first"];
+    pub const NAMES: &'static [&'static str] = &[
+        "row_hash",
+        "round_robin",
+        "local_first",
+        "waterfill",
+        "waterfill_previous",
+    ];
 
-    /// The selector of a name.
+    /// The selector of a name; hyphens count as underscores.
     ///
     /// # Errors
     ///
     /// If no selector has the name; the message lists those that exist.
     pub fn from_name(name: &str) -> Result<Self, RoutingError> {
-        match name {
+        match name.replace('-', "_").as_str() {
             "row_hash" => Ok(RowHash.into()),
             "round_robin" => Ok(RoundRobin.into()),
             "local_first" => Ok(LocalFirst.into()),
+            "waterfill" => Ok(Waterfill::this_step().into()),
+            "waterfill_previous" => Ok(Waterfill::previous_step().into()),
             _ => Err(RoutingError::UnknownSelector {
                 name: name.to_owned(),
                 known: Self::NAMES,
@@ -213,13 +225,14 @@ mod tests {
     fn every_selector_keeps_to_the_replicas_of_the_expert() {
         let table = table();
         let ids: Vec<i64> = (-2..7).cycle().take(90).collect();
+        // Every rank routes the same ids; counts are of routed experts only.
+        let counts = [10; 4].repeat(4);
         for name in ReplicaSelector::NAMES {
             let selector = ReplicaSelector::from_name(name).unwrap();
             for rank in (0..4).map(Rank::new) {
                 let mut physical = vec![99; ids.len()];
-                selector
-                    .select(&SelectContext::new(&table, rank, 3), &ids, &mut physical)
-                    .unwrap();
+                let context = SelectContext::new(&table, rank, 3).with_counts(&counts);
+                selector.select(&context, &ids, &mut physical).unwrap();
                 for (&id, &slot) in ids.iter().zip(&physical) {
                     let expected = LogicalExpert::from_raw(id).filter(|e| e.index() < 5);
                     let got = PhysicalExpert::from_raw(slot).and_then(|p| table.logical_of(p));
@@ -234,9 +247,20 @@ mod tests {
         let table = table();
         for name in ReplicaSelector::NAMES {
             let selector = ReplicaSelector::from_name(name).unwrap();
-            let context = SelectContext::new(&table, Rank::new(0), 1);
-            assert!(selector.select(&context, &[0, 1], &mut [0]).is_err());
+            let counts = [1, 1, 0, 0].repeat(4);
+            let context = SelectContext::new(&table, Rank::new(0), 1).with_counts(&counts);
+            let error = selector.select(&context, &[0, 1], &mut [0]).unwrap_err();
+            assert!(
+                error.to_string().contains("physical ids has 1 entries"),
+                "{name}: {error}"
+            );
         }
+    }
+
+    #[test]
+    fn hyphens_are_underscores() {
+        let selector = ReplicaSelector::from_name("waterfill-previous").unwrap();
+        assert_eq!(selector.counts_needed(), CountsNeeded::PreviousStep);
     }
 
     #[test]

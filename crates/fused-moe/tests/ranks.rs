@@ -15,8 +15,8 @@ use moekit_placement::{
     PlacementStrategy, typetag,
 };
 use moekit_routing::{
-    CountsNeeded, CustomSelector, Placement, ReplicaSelector, RoutingError, RoutingTableProvider,
-    SelectContext, SelectReplica, Topology,
+    CountsNeeded, CustomSelector, Placement, ReplicaSelector, ReplicaShares, RoutingError,
+    RoutingTableProvider, SelectContext, SelectReplica, Topology,
 };
 use ranks::{Mailbox, run_ranks};
 use serde::{Deserialize, Serialize};
@@ -243,6 +243,59 @@ fn selectors_get_the_counts_that_they_ask_for() {
             results.iter().all(|[_, seen]| *seen == expected),
             "{needed:?}"
         );
+    }
+}
+
+/// Tokens per slot over all ranks, step by step: the layer's, and the shares of their counts.
+fn slots_and_shares(ranks: &[Vec<usize>], selector: &str, compute: Compute) -> [Vec<Vec<u64>>; 2] {
+    let manager = manager(ranks, 1);
+    let table = manager.snapshot();
+    let slots = table.num_physical_experts();
+    let steps = run_ranks(ranks.len(), |rank, mailbox| {
+        let config = config()
+            .with_selector(ReplicaSelector::from_name(selector).unwrap())
+            .with_shared_experts(SharedExpertsConfig::new(10))
+            .with_compute(compute)
+            .with_routing(manager.clone())
+            .with_dispatcher(mailbox);
+        let layer = config.init(&Device::flex()).unwrap();
+        let step = |seed: usize| forward(&layer, tokens(rank + seed * 10), DType::F32);
+        [step(0), step(1), step(1)]
+    });
+    let mut shares = ReplicaShares::new(&table);
+    let (mut served, mut expected) = (Vec::new(), Vec::new());
+    for step in 0..3 {
+        let (mut counts, mut served_now) = (vec![0; E], vec![0; slots]);
+        for output in steps.iter().map(|steps| &steps[step]) {
+            counts
+                .iter_mut()
+                .zip(output.load.counts())
+                .for_each(|(sum, n)| *sum += n);
+            for &slot in output.physical_ids.iter().filter(|&&id| id < slots as i64) {
+                served_now[usize::try_from(slot).unwrap()] += 1;
+            }
+        }
+        expected.push(shares.split(&counts).unwrap().to_vec());
+        served.push(served_now);
+    }
+    [served, expected]
+}
+
+#[test]
+fn slots_serve_exactly_their_shares() {
+    let four = vec![vec![0, 1, 2], vec![0, 3, 4], vec![0, 5, 1], vec![2, 0, 4]];
+    for ranks in [
+        placements().swap_remove(4),
+        placements().swap_remove(3),
+        four,
+    ] {
+        for compute in [Compute::Auto, Compute::TensorOps] {
+            let [served, shares] = slots_and_shares(&ranks, "waterfill", compute);
+            assert_eq!(served, shares, "{ranks:?}");
+            // What is known beforehand in the last step are the counts of the same tokens.
+            let [served, shares] = slots_and_shares(&ranks, "waterfill-previous", compute);
+            assert_eq!(served[2], shares[1], "{ranks:?}");
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use moekit::eval::load_file::{self, LoadFile};
 use moekit::eval::simulate::{
     Certificate, EqualSplit, SelectorSplit, Simulated, Simulation, SimulationReport, TokenSplit,
+    WaterfillSplit,
 };
 use moekit::placement::balance::LayerBalance;
 use moekit::placement::bound::{load_bound, optimal_split};
@@ -42,8 +43,9 @@ struct SimulateOptions {
     #[arg(long, value_name = "NAMES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     strategies: Option<String>,
-    /// How tokens fall on replicas, one or more separated by commas: equal, hash, or a replica
-    /// selector (round_robin, local_first) [default: equal]
+    /// How tokens fall on replicas, one or more separated by commas: equal, hash, waterfill,
+    /// waterfill-previous, or another replica selector (round_robin, local_first)
+    /// [default: equal]
     #[arg(long, value_name = "NAMES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     selector: Option<String>,
@@ -148,12 +150,13 @@ impl Simulate {
 
 /// A split by its name.
 fn split(name: &str) -> Result<Box<dyn TokenSplit>> {
-    let selector = match name {
+    let selector = match name.replace('-', "_").as_str() {
         "equal" => return Ok(Box::new(EqualSplit)),
-        "hash" => "row_hash".to_owned(),
-        other => other.replace('-', "_"),
+        "waterfill" => return Ok(Box::new(WaterfillSplit::this_step(name))),
+        "waterfill_previous" => return Ok(Box::new(WaterfillSplit::previous_step(name))),
+        "hash" => ReplicaSelector::from_name("row_hash")?,
+        other => ReplicaSelector::from_name(other)?,
     };
-    let selector = ReplicaSelector::from_name(&selector)?;
     Ok(Box::new(SelectorSplit::new(name, selector, 1, 0)))
 }
 

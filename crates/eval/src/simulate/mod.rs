@@ -21,7 +21,7 @@ use report::{Balances, mean};
 
 pub use report::{AggregateBalance, Simulated, SimulationReport};
 pub use split::{
-    EqualSplit, SelectorSplit, SlotLoads, SplitContext, TokenSplit, off_node_blind,
+    EqualSplit, SelectorSplit, SlotLoads, SplitContext, TokenSplit, WaterfillSplit, off_node_blind,
     off_node_nearest,
 };
 

@@ -4,7 +4,8 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use moekit_routing::{
-    CountsNeeded, PhysicalExpert, Rank, ReplicaSelector, RoutingTable, SelectContext, SelectReplica,
+    CountsNeeded, PhysicalExpert, Rank, ReplicaSelector, ReplicaShares, RoutingTable,
+    SelectContext, SelectReplica,
 };
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -106,6 +107,85 @@ impl TokenSplit for EqualSplit {
     }
 }
 
+/// The replica selector [`Waterfill`](moekit_routing::Waterfill), by its shares alone: with the counts
+/// of the step every slot gets exactly its share, with those of the step before its share's
+/// proportion, fractions included, as the ranks give it on average.
+///
+/// Takes whole counts only. Its time is that of the shares, which every rank computes, without
+/// that of routing single tokens by them.
+#[derive(Debug)]
+pub struct WaterfillSplit {
+    name: String,
+    previous: bool,
+    /// Of each layer.
+    layers: Vec<Option<ReplicaShares>>,
+}
+
+impl WaterfillSplit {
+    /// Shares from the counts of the step itself, under the name that reports show.
+    pub fn this_step(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            previous: false,
+            layers: Vec::new(),
+        }
+    }
+
+    /// Shares from the counts of the step before.
+    pub fn previous_step(name: impl Into<String>) -> Self {
+        Self {
+            previous: true,
+            ..Self::this_step(name)
+        }
+    }
+
+    /// The shares of a layer under the table in force.
+    fn shares(&mut self, layer: usize, table: &RoutingTable) -> &mut ReplicaShares {
+        if self.layers.len() <= layer {
+            self.layers.resize(layer + 1, None);
+        }
+        let shares = &mut self.layers[layer];
+        if shares.as_ref().is_some_and(|shares| !shares.fits(table)) {
+            *shares = None;
+        }
+        shares.get_or_insert_with(|| ReplicaShares::new(table))
+    }
+}
+
+impl TokenSplit for WaterfillSplit {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn split(&mut self, context: &SplitContext<'_>) -> Result<SlotLoads, EvalError> {
+        let table = context.table;
+        check_counts(table, context.counts)?;
+        check_counts(table, context.previous)?;
+        let seen = match self.previous {
+            true => context.previous,
+            false => context.counts,
+        };
+        let seen = seen.iter().map(|&count| whole(count));
+        let seen = seen.collect::<Result<Vec<u64>, _>>()?;
+        let shares = self.shares(context.layer, table);
+        let start = Instant::now();
+        let split = shares.split(&seen)?;
+        let time = start.elapsed();
+        let replicas = table.replica_counts();
+        let experts = table.placement().physical_to_logical().iter();
+        let loads: Vec<f64> = experts
+            .zip(split)
+            .map(|(expert, &share)| match seen[expert.index()] {
+                // Nothing is known of an expert that had no token.
+                0 => context.counts[expert.index()] / replicas[expert.index()] as f64,
+                before => context.counts[expert.index()] * (share as f64 / before as f64),
+            })
+            .collect();
+        let off_node = off_node_nearest(table, context.counts, &loads);
+        Ok(SlotLoads::new(loads, off_node, time))
+    }
+}
+
 /// A replica selector at work: every rank routes its tokens, in a random order.
 ///
 /// Takes whole counts only.
@@ -202,14 +282,8 @@ fn deal(table: &RoutingTable, counts: &[f64]) -> Result<Vec<u64>, EvalError> {
     let mut dealt = vec![0; ranks * experts];
     let mut next = 0;
     for (expert, &count) in counts.iter().enumerate() {
-        if count.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&count) {
-            let what = "the load of an expert in a step that a replica selector routes";
-            return Err(EvalError::setting(what, count, "a whole number of tokens"));
-        }
-        let (all, rest) = (
-            count as u64 / ranks as u64,
-            (count as u64 % ranks as u64) as usize,
-        );
+        let count = whole(count)?;
+        let (all, rest) = (count / ranks as u64, (count % ranks as u64) as usize);
         for rank in 0..ranks {
             let turn = (rank + ranks - next) % ranks;
             dealt[rank * experts + expert] = all + u64::from(turn < rest);
@@ -217,6 +291,15 @@ fn deal(table: &RoutingTable, counts: &[f64]) -> Result<Vec<u64>, EvalError> {
         next = (next + rest) % ranks;
     }
     Ok(dealt)
+}
+
+/// The tokens of an expert in a step that is routed.
+fn whole(count: f64) -> Result<u64, EvalError> {
+    if count.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&count) {
+        let what = "the load of an expert in a step that a replica selector routes";
+        return Err(EvalError::setting(what, count, "a whole number of tokens"));
+    }
+    Ok(count as u64)
 }
 
 fn check_counts(table: &RoutingTable, counts: &[f64]) -> Result<(), EvalError> {
@@ -304,6 +387,38 @@ mod tests {
             .with_nodes(nodes)
             .unwrap();
         RoutingTable::new(placement, topology, 0, 0).unwrap()
+    }
+
+    /// Expert 0 is on both ranks; rank 1 must carry expert 2 as well.
+    fn shared_expert() -> RoutingTable {
+        table(&[&[0, 1], &[0, 2]], 3, 2)
+    }
+
+    #[test]
+    fn waterfill_levels_the_ranks_of_this_step() {
+        let (table, other) = (shared_expert(), table(&[&[0, 1], &[0, 2]], 3, 1));
+        let mut split = WaterfillSplit::this_step("waterfill");
+        assert_eq!(split.name(), "waterfill");
+        let mut context = SplitContext::new(&table, &[4.0, 1.0, 3.0]);
+        context.previous = &[0.0, 9.0, 0.0];
+        let result = split.split(&context).unwrap();
+        assert_eq!(result.loads, [3.0, 1.0, 1.0, 3.0]);
+        // Half of each expert's tokens come from each node, and expert 0 keeps two of them there.
+        assert_eq!(result.off_node, 1.0 + 0.5 + 1.5);
+        context.layer = 2;
+        (context.table, context.counts) = (&other, &[4.0, 3.0, 1.0]);
+        assert_eq!(split.split(&context).unwrap().loads, [1.0, 3.0, 3.0, 1.0]);
+    }
+
+    #[test]
+    fn waterfill_previous_keeps_the_proportions_of_the_step_before() {
+        let table = shared_expert();
+        let mut split = WaterfillSplit::previous_step("waterfill-previous");
+        let mut context = SplitContext::new(&table, &[10.0, 2.0, 2.0]);
+        context.previous = &[4.0, 1.0, 3.0];
+        assert_eq!(split.split(&context).unwrap().loads, [7.5, 2.0, 2.5, 2.0]);
+        context.previous = &[0.0, 1.0, 3.0];
+        assert_eq!(split.split(&context).unwrap().loads, [5.0, 2.0, 5.0, 2.0]);
     }
 
     fn by_name(name: &str) -> SelectorSplit {
@@ -416,7 +531,12 @@ mod tests {
             let table = table(&[&[0, 1, 2], &[3, 0], &[], &[0, 1]], 4, 2);
             let counts: Vec<f64> = counts.into_iter().map(f64::from).collect();
             let context = SplitContext::new(&table, &counts);
-            let splits: [&mut dyn TokenSplit; 2] = [&mut EqualSplit, &mut by_name(name)];
+            let splits: [&mut dyn TokenSplit; 4] = [
+                &mut EqualSplit,
+                &mut by_name(name),
+                &mut WaterfillSplit::this_step("this"),
+                &mut WaterfillSplit::previous_step("previous"),
+            ];
             for split in splits {
                 let split = split.split(&context).unwrap();
                 for (expert, count) in counts.iter().enumerate() {

@@ -59,8 +59,8 @@ struct RunOptions {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     load: Option<PathBuf>,
-    /// Which replica of an expert serves a token: row_hash, round_robin, local_first
-    /// [default: round_robin]
+    /// Which replica of an expert serves a token: row_hash, round_robin, local_first, waterfill,
+    /// waterfill-previous [default: round_robin]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     selector: Option<String>,

@@ -7,7 +7,9 @@
 
 use divan::counter::ItemsCount;
 use moekit::placement::{Topology, strategy_from_value};
-use moekit::routing::{Rank, ReplicaSelector, RoutingTable, SelectContext, SelectReplica};
+use moekit::routing::{
+    Rank, ReplicaSelector, RoutingTable, SelectContext, SelectReplica, StepLoad,
+};
 use moekit_benches::{DEEPSEEK_V3, deepseek_v3_request, lognormal_load, rng};
 use rand::RngExt;
 
@@ -62,7 +64,11 @@ fn global_to_local(bencher: divan::Bencher<'_, '_>) {
 fn select_replicas(bencher: divan::Bencher<'_, '_>, name: &str) {
     let (table, ids) = (table(), topk_ids());
     let selector = ReplicaSelector::from_name(name).unwrap();
-    let context = SelectContext::new(&table, Rank::new(3), TOP_K);
+    // Every rank routes the same batch.
+    let mut load = StepLoad::new(&table);
+    load.record(&ids, TOP_K, TOKENS).unwrap();
+    let counts = load.counts().repeat(table.num_ranks());
+    let context = SelectContext::new(&table, Rank::new(3), TOP_K).with_counts(&counts);
     let mut physical = vec![0; ids.len()];
     bencher
         .counter(ItemsCount::new(ids.len()))

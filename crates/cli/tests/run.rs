@@ -106,7 +106,13 @@ fn eplb_with_a_load_and_its_plan_fixed() {
 
 #[test]
 fn every_replica_selector_gives_the_same_result() {
-    for selector in ["row_hash", "round_robin", "local_first"] {
+    for selector in [
+        "row_hash",
+        "round_robin",
+        "local_first",
+        "waterfill",
+        "waterfill-previous",
+    ] {
         let args = [
             "--ranks",
             "3",

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
 
 use crate::{Isa, KernelError};
 
@@ -71,5 +71,37 @@ impl CpuKernel {
             Some(pool) => pool.install(work),
             None => work(),
         }
+    }
+
+    /// Runs `work` on each part, the first one on the calling thread at once: it need not wait for
+    /// the others to wake up.
+    pub(crate) fn spread<T: Send>(&self, parts: Vec<T>, work: impl Fn(T) + Sync) {
+        let mut parts = parts.into_iter();
+        let Some(own) = parts.next() else {
+            return;
+        };
+        if parts.len() == 0 {
+            return work(own);
+        }
+        match &self.pool {
+            Some(pool) => pool.in_place_scope(|scope| {
+                spawn(scope, parts, &work);
+                work(own);
+            }),
+            None => rayon::in_place_scope(|scope| {
+                spawn(scope, parts, &work);
+                work(own);
+            }),
+        }
+    }
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &Scope<'scope>,
+    parts: impl Iterator<Item = T>,
+    work: &'scope (impl Fn(T) + Sync),
+) {
+    for part in parts {
+        scope.spawn(move |_| work(part));
     }
 }

@@ -1,5 +1,6 @@
 //! The gate: logits, scores, the chosen experts and their weights. All in `f32`.
 
+mod lanes;
 mod logits;
 mod score;
 mod select;
@@ -13,6 +14,9 @@ use self::select::{Groups, grouped_top_k, sort_descending, top_k};
 use self::sparse_mixer::sparse_mixer;
 use crate::CpuKernel;
 use crate::error::{KernelError, area, check_len, whole_rows};
+
+/// Rows of logits that one task chooses from.
+const ROWS_PER_TASK: usize = 32;
 
 /// The experts that a gate chose for each token, and their weights.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -149,23 +153,44 @@ impl Router {
         }
         let slots = area("topk_ids", num_tokens, self.top_k)?;
         let mut routed = Routed::new(vec![0; slots], vec![0.0; slots]);
+        let ids = routed.topk_ids.chunks_mut(ROWS_PER_TASK * self.top_k);
+        let weights = routed.topk_weights.chunks_mut(ROWS_PER_TASK * self.top_k);
+        let tasks = logits
+            .chunks(ROWS_PER_TASK * self.num_experts)
+            .zip(ids.zip(weights));
+        // Fewer rows are chosen from before another thread is awake.
+        if num_tokens <= ROWS_PER_TASK {
+            let scratch = &mut Scratch::default();
+            tasks.for_each(|task| self.route_rows(task, correction_bias, scratch));
+            return Ok(routed);
+        }
+        let tasks: Vec<_> = tasks.collect();
         kernel.install(|| {
-            let rows = logits.par_chunks_exact(self.num_experts);
-            let ids = routed.topk_ids.par_chunks_exact_mut(self.top_k);
-            let weights = routed.topk_weights.par_chunks_exact_mut(self.top_k);
-            rows.zip(ids).zip(weights).with_min_len(16).for_each_init(
-                Scratch::default,
-                |scratch, ((logits, ids), weights)| {
-                    self.route_row(logits, correction_bias, scratch);
-                    for ((id, weight), &(expert, w)) in
-                        ids.iter_mut().zip(weights).zip(&scratch.pairs)
-                    {
-                        (*id, *weight) = (expert as i64, w);
-                    }
-                },
-            );
+            tasks
+                .into_par_iter()
+                .for_each_init(Scratch::default, |scratch, task| {
+                    self.route_rows(task, correction_bias, scratch);
+                });
         });
         Ok(routed)
+    }
+
+    /// Fills ids and weights of some rows of logits.
+    fn route_rows(
+        &self,
+        (logits, (ids, weights)): (&[f32], (&mut [i64], &mut [f32])),
+        bias: Option<&[f32]>,
+        scratch: &mut Scratch,
+    ) {
+        let rows = ids
+            .chunks_exact_mut(self.top_k)
+            .zip(weights.chunks_exact_mut(self.top_k));
+        for (logits, (ids, weights)) in logits.chunks_exact(self.num_experts).zip(rows) {
+            self.route_row(logits, bias, scratch);
+            for ((id, weight), &(expert, w)) in ids.iter_mut().zip(weights).zip(&scratch.pairs) {
+                (*id, *weight) = (expert as i64, w);
+            }
+        }
     }
 
     /// Leaves `top_k` pairs in `scratch.pairs`, sorted.

@@ -221,7 +221,7 @@ fn logits() {
     let bias: Vec<f32> = (0..50).map(|i| i as f32 * 0.1).collect();
     let kernel = CpuKernel::with_threads(2).unwrap();
     let got = kernel
-        .gate_logits(Rows::Bf16(&x), 21, &weight, Some(&bias))
+        .gate_logits(Rows::Bf16(&x), 21, &weight[..], Some(&bias))
         .unwrap();
     for (i, got) in got.iter().enumerate() {
         let (row, expert) = (i / 50, i % 50);
@@ -234,10 +234,14 @@ fn logits() {
     }
     let wide: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
     let one = kernel
-        .gate_logits(&wide[21..42], 21, &weight, Some(&bias))
+        .gate_logits(&wide[21..42], 21, &weight[..], Some(&bias))
         .unwrap();
     assert_eq!(one, got[50..100], "alone and as f32");
-    assert!(kernel.gate_logits(&wide[..20], 21, &weight, None).is_err());
+    assert!(
+        kernel
+            .gate_logits(&wide[..20], 21, &weight[..], None)
+            .is_err()
+    );
     assert!(
         kernel
             .gate_logits(&wide[..], 21, &weight[1..], None)
@@ -245,13 +249,100 @@ fn logits() {
     );
     assert!(
         kernel
-            .gate_logits(&wide[..], 21, &weight, Some(&[0.0]))
+            .gate_logits(&wide[..], 21, &weight[..], Some(&[0.0]))
             .is_err()
     );
     assert!(
         kernel
-            .gate_logits(&[0.0_f32; 0][..], 21, &weight, None)
+            .gate_logits(&[0.0_f32; 0][..], 21, &weight[..], None)
             .unwrap()
             .is_empty()
     );
+}
+
+/// Inputs of a gate of any size: hidden, weight and bias.
+fn gate_inputs(tokens: usize, experts: usize, width: usize) -> [Vec<f32>; 3] {
+    let wave = |len: usize, step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect();
+    [
+        wave(tokens * width, 0.113),
+        wave(experts * width, 0.371),
+        wave(experts, 1.7),
+    ]
+}
+
+/// Every instruction set against `f64`, in every combination of types, at sizes around the tiles;
+/// the vector paths agree to the bit.
+#[test]
+fn logits_on_every_instruction_set() {
+    for (tokens, experts, width) in [(1, 1, 1), (3, 9, 37), (5, 33, 64), (9, 70, 131), (4, 8, 16)] {
+        let [hidden, weight, bias] = gate_inputs(tokens, experts, width);
+        let short =
+            |values: &[f32]| -> Vec<bf16> { values.iter().map(|v| bf16::from_f32(*v)).collect() };
+        let (hidden_bf16, weight_bf16) = (short(&hidden), short(&weight));
+        for case in 0..4 {
+            let x = if case & 1 == 0 {
+                Rows::F32(&hidden)
+            } else {
+                Rows::Bf16(&hidden_bf16)
+            };
+            let w = if case & 2 == 0 {
+                Rows::F32(&weight)
+            } else {
+                Rows::Bf16(&weight_bf16)
+            };
+            let wide = |rows: Rows<'_>| -> Vec<f64> {
+                match rows {
+                    Rows::F32(v) => v.iter().map(|v| f64::from(*v)).collect(),
+                    Rows::Bf16(v) => v.iter().map(|v| f64::from(v.to_f32())).collect(),
+                }
+            };
+            let (exact_x, exact_w) = (wide(x), wide(w));
+            let mut vector: Option<Vec<f32>> = None;
+            for isa in crate::Isa::available() {
+                let kernel = CpuKernel::with_threads(2).unwrap().with_isa(isa).unwrap();
+                let got = kernel.gate_logits(x, width, w, Some(&bias)).unwrap();
+                for (i, got) in got.iter().enumerate() {
+                    let (token, expert) = (i / experts, i % experts);
+                    let products = exact_x[token * width..][..width].iter();
+                    let products = products.zip(&exact_w[expert * width..][..width]);
+                    let want: f64 = products.map(|(x, w)| x * w).sum::<f64>();
+                    let want = want + f64::from(bias[expert]);
+                    assert!((f64::from(*got) - want).abs() < 1e-4, "{isa} {got} {want}");
+                }
+                if isa != crate::Isa::Portable {
+                    let first = vector.get_or_insert_with(|| got.clone());
+                    assert_eq!(*first, got, "{isa}");
+                }
+            }
+        }
+    }
+}
+
+/// Large enough that several threads take part: by experts for one token, by tokens for many.
+#[test]
+fn logits_depend_on_neither_batch_nor_threads() {
+    let (tokens, experts, width) = (23, 500, 1500);
+    let [hidden, weight, bias] = gate_inputs(tokens, experts, width);
+    for isa in crate::Isa::available() {
+        let kernel = |threads| {
+            CpuKernel::with_threads(threads)
+                .unwrap()
+                .with_isa(isa)
+                .unwrap()
+        };
+        let (one, five) = (kernel(1), kernel(5));
+        let run = |kernel: &CpuKernel, x: &[f32]| {
+            kernel
+                .gate_logits(x, width, &weight[..], Some(&bias))
+                .unwrap()
+        };
+        let all = run(&one, &hidden);
+        assert_eq!(all, run(&five, &hidden));
+        for count in [1, 2, 5] {
+            let few = &hidden[7 * width..(7 + count) * width];
+            let want = &all[7 * experts..(7 + count) * experts];
+            assert_eq!(run(&one, few), want, "{isa} {count}");
+            assert_eq!(run(&five, few), want, "{isa} {count} on five threads");
+        }
+    }
 }

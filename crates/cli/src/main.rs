@@ -35,6 +35,8 @@ enum Command {
     Map(Box<commands::map::Map>),
     /// Show the MoE layers of a checkpoint.
     Inspect(commands::inspect::Inspect),
+    /// Time the layer on random weights and hold it to the limits of the machine.
+    Bench(Box<commands::bench::Bench>),
     /// List placement strategies, their settings and examples.
     Strategies(commands::strategies::Strategies),
 }
@@ -50,6 +52,7 @@ fn main() -> miette::Result<()> {
         Command::Export(command) => command.run(),
         Command::Map(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Strategies(command) => command.run(),
     }?;
     Ok(())

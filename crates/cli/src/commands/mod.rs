@@ -1,5 +1,6 @@
 //! One module per subcommand.
 
+pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod export;
 pub(crate) mod generate;

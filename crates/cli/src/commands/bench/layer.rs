@@ -1,0 +1,126 @@
+//! One layer of random weights, and its parts to be timed.
+
+use moekit::kernels::probe::{Arithmetic, Probe};
+use moekit::kernels::{ActivationQuantMode, CpuKernel, Router};
+use moekit::quant::{Activation, ExpertWeights};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::format::WeightFormat;
+use super::routing::Tokens;
+use super::shape::Shape;
+use super::weights::random_experts;
+use super::{ActivationDtype, memory};
+use crate::error::Result;
+
+/// Memory that is streamed to measure the bandwidth: some times the last cache of most machines.
+pub(super) const STREAM_BYTES: usize = 512 << 20;
+
+/// The experts and the gate of a layer.
+pub(super) struct Layer<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) format: WeightFormat,
+    pub(super) act: ActivationDtype,
+    kernel: CpuKernel,
+    experts: ExpertWeights,
+    /// Bytes of one expert.
+    expert_bytes: usize,
+    /// `[num_experts, hidden_size]`
+    gate: Vec<f32>,
+    router: Router,
+}
+
+impl<'a> Layer<'a> {
+    /// Random weights.
+    ///
+    /// # Arguments
+    ///
+    /// - `done` - called whenever an expert is ready.
+    pub(super) fn random(
+        shape: &'a Shape,
+        format: WeightFormat,
+        act: ActivationDtype,
+        kernel: &CpuKernel,
+        seed: u64,
+        done: impl Fn() + Sync,
+    ) -> Result<Self> {
+        let experts = random_experts(shape, format, seed, kernel.num_threads(), done)?;
+        let expert_bytes = experts.num_bytes() / shape.num_local;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        Ok(Self {
+            shape,
+            format,
+            act,
+            kernel: kernel.clone(),
+            experts,
+            expert_bytes,
+            gate: random_gate(shape, &mut rng),
+            router: Router::new(&shape.router(), shape.num_experts, shape.top_k)?,
+        })
+    }
+
+    /// Runs the experts.
+    pub(super) fn run(&self, tokens: &Tokens) -> Result<Vec<f32>> {
+        let mode = match self.format.input_quant() {
+            Some(_) => ActivationQuantMode::Emulate,
+            None => ActivationQuantMode::Off,
+        };
+        let batch = tokens.batch(self.shape)?.with_activation_quant(mode);
+        Ok(self
+            .kernel
+            .experts(&self.experts, Activation::SILU, &batch)?)
+    }
+
+    /// Runs the gate: logits, scores, the experts chosen.
+    pub(super) fn run_gate(&self, tokens: &Tokens) -> Result<()> {
+        let (hidden, width) = (tokens.hidden.rows(), self.shape.hidden_size);
+        let logits = self
+            .kernel
+            .gate_logits(hidden, width, &self.gate[..], None)?;
+        std::hint::black_box(self.router.route(&self.kernel, &logits, None)?);
+        Ok(())
+    }
+
+    /// Bytes of the experts that have tokens.
+    pub(super) fn weight_bytes(&self, tokens: &Tokens) -> usize {
+        tokens.experts().len() * self.expert_bytes
+    }
+
+    /// Multiplications and additions of the experts.
+    pub(super) fn operations(&self, tokens: &Tokens) -> f64 {
+        2.0 * tokens.slots() as f64 * self.shape.expert_weights() as f64
+    }
+
+    /// The arithmetic whose peak bounds the layer.
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        self.format.arithmetic(self.act)
+    }
+}
+
+/// `[num_experts, hidden_size]`
+fn random_gate(shape: &Shape, rng: &mut impl Rng) -> Vec<f32> {
+    let size = 1.0 / (shape.hidden_size as f32).sqrt();
+    let normal = |_| -> f32 { StandardNormal.sample(rng) };
+    (0..shape.num_experts * shape.hidden_size)
+        .map(normal)
+        .map(|n| n * size)
+        .collect()
+}
+
+/// Refuses a layer that would not fit beside what the probe streams and some batches.
+pub(super) fn check_memory(shape: &Shape, format: WeightFormat, most_tokens: usize) -> Result<()> {
+    let weights = shape.expert_weights();
+    // Codes, scales of at most half a bit per bit of code, rounding up of panels.
+    let expert = weights / 8 * format.codes().bits() * 9 / 8;
+    let rows = most_tokens * (2 * shape.hidden_size + shape.top_k * shape.intermediate_size);
+    // The expert that is being packed is there twice.
+    let bytes = expert * (shape.num_local + 1) + STREAM_BYTES + 3 * size_of::<f32>() * rows;
+    memory::check(&format!("{shape} in {}", format.name()), bytes)
+}
+
+/// A probe of the threads of a kernel.
+pub(super) fn probe(kernel: &CpuKernel) -> Result<Probe> {
+    memory::check("the memory that is streamed", STREAM_BYTES)?;
+    Ok(Probe::new(kernel, STREAM_BYTES)?)
+}

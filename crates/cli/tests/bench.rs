@@ -131,3 +131,33 @@ fn what_does_not_fit_into_memory_is_refused_with_the_number() {
         "{error}"
     );
 }
+
+#[test]
+fn another_program_can_drive_it() {
+    let args = quick(&["--shape", "32,16,4,2", "--driven"]);
+    let mut command = common::moekit(&args);
+    let output = command.write_stdin("batches\nlayer 8\ngate 0\nread 4096\npeak\n");
+    let output = String::from_utf8(output.output().unwrap().stdout).unwrap();
+    let answers: Vec<Value> = output
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let batches = answers[0].as_array().unwrap();
+    assert_eq!(batches.len(), 16, "eight of each");
+    assert_eq!(batches[15]["tokens"], 5);
+    assert_eq!(batches[15]["local_ids"].as_array().unwrap().len(), 10);
+    assert_eq!(number(&batches[0], "weight_bytes"), 2.0 * 2.0 * 3.0 * 512.0);
+    assert_eq!(number(&batches[0], "operations"), 2.0 * 2.0 * 3.0 * 512.0);
+    for answer in &answers[1..4] {
+        assert!(number(answer, "ms") > 0.0);
+    }
+    assert!(number(&answers[4], "gflops") > 0.0);
+
+    let mut command = common::moekit(&args);
+    let output = command.write_stdin("layer 16\n").output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && error.contains("`layer 16`"),
+        "{error}"
+    );
+}

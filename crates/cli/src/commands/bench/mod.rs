@@ -1,5 +1,6 @@
 //! `moekit bench`: the layer on random weights, held to the limits of the machine.
 
+mod driven;
 mod format;
 mod layer;
 mod measure;
@@ -60,6 +61,10 @@ pub(crate) struct Bench {
     /// Seconds of samples per case; there are at least three samples
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = positive)]
     time: f64,
+    /// Take commands on stdin instead, one layer of one shape and format: for a program that
+    /// alternates with other implementations
+    #[arg(long, conflicts_with = "json")]
+    driven: bool,
     #[command(flatten)]
     report: ReportOptions,
 }
@@ -136,21 +141,23 @@ impl Bench {
             None => CpuKernel::default(),
         };
         let isa = kernel.isa()?;
-        let shapes = || self.shape.iter().flat_map(|list| &list.0);
+        let shapes = self.shape.iter().flat_map(|list| &list.0);
         let formats = || self.dtype.iter().flat_map(|list| &list.0);
+        let layers: Vec<_> = shapes
+            .flat_map(|shape| formats().map(move |&format| (shape, format)))
+            .collect();
         let most_tokens = self.tokens.iter().copied().max().unwrap_or(0);
-        for shape in shapes() {
-            for &format in formats() {
-                check_memory(shape, format, most_tokens)?;
-            }
+        for (shape, format) in &layers {
+            check_memory(shape, *format, most_tokens)?;
         }
         let mut probe = probe(&kernel)?;
+        if self.driven {
+            return self.answer(&layers, &kernel, &mut probe);
+        }
         let limits = probe.limits();
         let mut cases = Vec::new();
-        for shape in shapes() {
-            for &format in formats() {
-                cases.extend(self.layer(shape, format, &kernel, &mut probe)?);
-            }
+        for (shape, format) in layers {
+            cases.extend(self.cases(shape, format, &kernel, &mut probe)?);
         }
         let report = Report::new(kernel.num_threads(), isa, limits, cases);
         match self.report.json {
@@ -160,23 +167,18 @@ impl Bench {
     }
 
     /// All numbers of tokens of one layer.
-    fn layer(
+    fn cases(
         &self,
         shape: &Shape,
         format: WeightFormat,
         kernel: &CpuKernel,
         probe: &mut Probe,
     ) -> Result<Vec<CaseReport>> {
-        let name = format!("{shape} {}", format.name());
-        let bar = progress(shape.num_local, &format!("{name}: experts"));
-        let layer = Layer::random(shape, format, self.act, kernel, self.seed, || bar.inc(1))?;
-        bar.finish_and_clear();
-        let bar = progress(self.tokens.len(), &name);
-        let mut tokens = TokenSource::new(shape, self.act, self.profile, self.seed)?;
+        let layer = self.layer(shape, format, kernel)?;
+        let bar = progress(self.tokens.len(), &format!("{shape} {}", format.name()));
+        let mut source = TokenSource::new(shape, self.act, self.profile, self.seed)?;
         let cases = self.tokens.iter().map(|&count| {
-            let batches = if count <= FEW_TOKENS { 8 } else { 2 };
-            let batches: Vec<Tokens> = (0..batches).map(|_| tokens.draw(count)).collect();
-            let case = measure(&layer, &batches, probe, self.time);
+            let case = measure(&layer, &batches(&mut source, count), probe, self.time);
             bar.inc(1);
             case
         });
@@ -184,6 +186,42 @@ impl Bench {
         bar.finish_and_clear();
         cases
     }
+
+    fn layer<'a>(
+        &self,
+        shape: &'a Shape,
+        format: WeightFormat,
+        kernel: &CpuKernel,
+    ) -> Result<Layer<'a>> {
+        let bar = progress(
+            shape.num_local,
+            &format!("{shape} {}: experts", format.name()),
+        );
+        let layer = Layer::random(shape, format, self.act, kernel, self.seed, || bar.inc(1));
+        bar.finish_and_clear();
+        layer
+    }
+
+    fn answer(
+        &self,
+        layers: &[(&Shape, WeightFormat)],
+        kernel: &CpuKernel,
+        probe: &mut Probe,
+    ) -> Result<()> {
+        let &[(shape, format)] = layers else {
+            return Err(CliError::usage("`--driven` takes one shape and one format"));
+        };
+        let layer = self.layer(shape, format, kernel)?;
+        let mut source = TokenSource::new(shape, self.act, self.profile, self.seed)?;
+        let tokens = self.tokens.iter();
+        let batches: Vec<_> = tokens.flat_map(|&n| batches(&mut source, n)).collect();
+        driven::answer(&layer, &batches, probe)
+    }
+}
+
+fn batches(source: &mut TokenSource<'_>, tokens: usize) -> Vec<Tokens> {
+    let count = if tokens <= FEW_TOKENS { 8 } else { 2 };
+    (0..count).map(|_| source.draw(tokens)).collect()
 }
 
 /// A bar on stderr, if that is a terminal.

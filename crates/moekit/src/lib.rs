@@ -54,6 +54,8 @@ pub use moekit_placement::link_plugins;
 /// The built-in placement strategies.
 pub mod strategies {
     #[doc(no_inline)]
+    pub use moekit_strategy_adaptive as adaptive;
+    #[doc(no_inline)]
     pub use moekit_strategy_eplb as eplb;
     #[doc(no_inline)]
     pub use moekit_strategy_fixed as fixed;
@@ -105,6 +107,7 @@ pub fn builtins() {
         strategies::round_robin,
         strategies::eplb,
         strategies::fixed,
+        strategies::adaptive,
         quant_backends::unquantized,
         quant_backends::fp8,
         quant_backends::modelopt,

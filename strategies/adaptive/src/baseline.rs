@@ -1,0 +1,92 @@
+//! What DeepSeek's load balancer would reach, so that this one never falls behind it.
+//!
+//! The algorithm of <https://github.com/deepseek-ai/EPLB>: see `moekit-strategy-eplb`, whose results
+//! this reproduces, ties and rounding included.
+
+use crate::apportion::apportion;
+use crate::order::longest_first;
+
+/// The sizes of a layer. Nodes divide groups and ranks, groups divide experts, ranks divide slots;
+/// one group and one node without a hierarchy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hierarchy {
+    pub(crate) groups: usize,
+    pub(crate) nodes: usize,
+    pub(crate) ranks: usize,
+    pub(crate) slots: usize,
+}
+
+impl Hierarchy {
+    /// The expert of each slot, `[P]`.
+    pub(crate) fn place(&self, load: &[f32]) -> Vec<u32> {
+        let size = load.len() / self.groups;
+        let group_loads: Vec<f32> = load.chunks(size).map(|group| group.iter().sum()).collect();
+        let mut groups: Vec<u32> = (0..self.groups as u32).collect();
+        groups.sort_by(|&a, &b| group_loads[b as usize].total_cmp(&group_loads[a as usize]));
+        let homes = pack(&groups, |&g| group_loads[g as usize], self.nodes);
+        let mut slots = Vec::with_capacity(self.slots);
+        for groups in homes.chunks(self.groups / self.nodes) {
+            let experts: Vec<usize> = groups
+                .iter()
+                .flat_map(|&g| g as usize * size..(g as usize + 1) * size)
+                .collect();
+            let node_load: Vec<f32> = experts.iter().map(|&e| load[e]).collect();
+            let given = apportion(&node_load, self.slots / self.nodes, usize::MAX);
+            let order = longest_first(&node_load, &given);
+            let share = |&e: &u32| node_load[e as usize] / given.counts[e as usize] as f32;
+            let packed = pack(&order, share, self.ranks / self.nodes);
+            slots.extend(packed.into_iter().map(|e| experts[e as usize] as u32));
+        }
+        slots
+    }
+}
+
+/// Puts each item onto the lightest of `packs` equally large packs that has room. Returns the items
+/// pack by pack.
+fn pack(items: &[u32], weight: impl Fn(&u32) -> f32, packs: usize) -> Vec<u32> {
+    let room = items.len() / packs;
+    let mut packed = vec![0; items.len()];
+    let mut filled = vec![0; packs];
+    let mut weights = vec![0f32; packs];
+    for item in items {
+        let lightest = first_min(&weights);
+        packed[lightest * room + filled[lightest]] = *item;
+        filled[lightest] += 1;
+        weights[lightest] = match filled[lightest] == room {
+            true => f32::INFINITY,
+            false => weights[lightest] + weight(item),
+        };
+    }
+    packed
+}
+
+/// Index of the smallest value, the first of equal ones.
+fn first_min(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if *value < values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_deepseeks_example() {
+        let load = [
+            90., 132., 40., 61., 104., 165., 39., 4., 73., 56., 183., 86.,
+        ];
+        let hierarchy = Hierarchy {
+            groups: 4,
+            nodes: 2,
+            ranks: 8,
+            slots: 16,
+        };
+        let slots = hierarchy.place(&load);
+        assert_eq!(slots, [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1]);
+    }
+}

@@ -1,0 +1,212 @@
+//! Giving a slot of one expert to another: the replica counts are judged on what the ranks carry.
+
+use crate::layout::{EMPTY, Layout};
+use crate::swap::Work;
+
+/// A slot and the expert that it gets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Exchange {
+    pub(crate) slot: usize,
+    pub(crate) expert: u32,
+    /// By how much the excess over the target changes; less is better.
+    pub(crate) change: f64,
+}
+
+/// Experts whose counts changed lately: those that got a replica keep it for a while, those that lost
+/// one get none (tabu search, Glover 1989).
+#[derive(Clone, Debug)]
+pub(crate) struct Tabu {
+    now: u32,
+    tenure: u32,
+    no_gain: Vec<u32>,
+    no_loss: Vec<u32>,
+}
+
+impl Tabu {
+    pub(crate) fn new(num_experts: usize) -> Self {
+        Self {
+            now: 1,
+            tenure: (num_experts as u32 / 4).clamp(2, 8),
+            no_gain: vec![0; num_experts],
+            no_loss: vec![0; num_experts],
+        }
+    }
+
+    pub(crate) fn note(&mut self, lost: u32, gained: u32) {
+        self.no_gain[lost as usize] = self.now + self.tenure;
+        self.no_loss[gained as usize] = self.now + self.tenure;
+        self.now += 1;
+    }
+
+    fn may_gain(&self, expert: u32) -> bool {
+        self.no_gain[expert as usize] <= self.now
+    }
+
+    fn may_lose(&self, expert: u32) -> bool {
+        self.no_loss[expert as usize] <= self.now
+    }
+}
+
+/// The square of what a rank has above the target.
+pub(crate) fn excess(time: f64, target: f64) -> f64 {
+    let over = (time - target).max(0.0);
+    over * over
+}
+
+/// Slots and ranks of every expert's replicas, expert by expert.
+struct Replicas {
+    first: Vec<u32>,
+    /// Slot and rank, by expert and slot.
+    held: Vec<(u32, u32)>,
+}
+
+impl Replicas {
+    fn of(layout: &Layout<'_>) -> Self {
+        let num_experts = layout.weights.len();
+        let mut first = vec![0; num_experts + 1];
+        for e in 0..num_experts {
+            first[e + 1] = first[e] + layout.count(e as u32);
+        }
+        let mut next = first.clone();
+        let mut held = vec![(0, 0); layout.ranks.num_slots()];
+        for rank in layout.ranks.live() {
+            for (slot, &expert) in layout.ranks.slots(rank).zip(layout.experts_of(rank)) {
+                if expert != EMPTY {
+                    held[next[expert as usize] as usize] = (slot as u32, rank as u32);
+                    next[expert as usize] += 1;
+                }
+            }
+        }
+        Self { first, held }
+    }
+
+    fn of_expert(&self, expert: u32) -> &[(u32, u32)] {
+        let e = expert as usize;
+        &self.held[self.first[e] as usize..self.first[e + 1] as usize]
+    }
+}
+
+/// The exchange around a busy rank after which the squared excess over the target, summed over the
+/// ranks, is smallest; it may be larger than before. Either an expert of the busy rank gets a
+/// replica elsewhere, or a replica leaves it for a lighter one.
+///
+/// Time: O(s × (P + E) × replicas), for the s slots of the rank.
+pub(crate) fn best_exchange(
+    layout: &Layout<'_>,
+    busy: usize,
+    target: f64,
+    tabu: &Tabu,
+    work: &mut Work,
+) -> Option<Exchange> {
+    let search = Exchanges::of(layout, target);
+    let mut best: Option<Exchange> = None;
+    search.around(busy, &mut |slot, rank, expert| {
+        let lost = layout.expert(slot);
+        if tabu.may_lose(lost) && tabu.may_gain(expert) {
+            work.spend((layout.count(lost) + layout.count(expert)) as usize);
+            let change = search.change(slot, rank, expert);
+            if best.is_none_or(|best| change < best.change) {
+                best = Some(Exchange {
+                    slot,
+                    expert,
+                    change,
+                });
+            }
+        }
+    });
+    best
+}
+
+/// What exchanges do to the excess over a target.
+pub(crate) struct Exchanges<'l, 'a> {
+    layout: &'l Layout<'a>,
+    target: f64,
+    replicas: Replicas,
+    live: u32,
+}
+
+impl<'l, 'a> Exchanges<'l, 'a> {
+    pub(crate) fn of(layout: &'l Layout<'a>, target: f64) -> Self {
+        let live = layout.ranks.live().count() as u32;
+        Self {
+            layout,
+            target,
+            replicas: Replicas::of(layout),
+            live,
+        }
+    }
+
+    /// Calls `visit(slot, rank, expert)` for every exchange that takes load off a busy rank: of a
+    /// slot elsewhere that an expert of the rank could get, and of a slot of the rank that a lighter
+    /// replica could get.
+    pub(crate) fn around(&self, busy: usize, visit: &mut dyn FnMut(usize, usize, u32)) {
+        let layout = self.layout;
+        for &expert in layout.experts_of(busy) {
+            for rank in layout
+                .ranks
+                .live()
+                .filter(|&rank| rank != busy && self.can_take(rank, expert))
+            {
+                for slot in layout.ranks.slots(rank) {
+                    if layout.count(layout.expert(slot)) > 1 {
+                        visit(slot, rank, expert);
+                    }
+                }
+            }
+        }
+        for (slot, &share) in layout.ranks.slots(busy).zip(layout.shares_of(busy)) {
+            if layout.count(layout.expert(slot)) > 1 {
+                for expert in 0..layout.weights.len() as u32 {
+                    let come = layout.share_among(expert, layout.count(expert) + 1);
+                    if come < share && self.can_take(busy, expert) {
+                        visit(slot, busy, expert);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a rank lacks an expert that is not everywhere.
+    pub(crate) fn can_take(&self, rank: usize, expert: u32) -> bool {
+        self.layout.count(expert) < self.live
+            && self
+                .replicas
+                .of_expert(expert)
+                .iter()
+                .all(|&(_, r)| r as usize != rank)
+    }
+
+    /// What happens to the excess if the slot, on this rank, gets the expert.
+    pub(crate) fn change(&self, slot: usize, rank: usize, expert: u32) -> f64 {
+        let layout = self.layout;
+        let come = layout.share_among(expert, layout.count(expert) + 1);
+        let drop = layout.share(expert) - come;
+        let (share, rise, losing) = match layout.expert(slot) {
+            EMPTY => (0.0, 0.0, &[][..]),
+            lost => {
+                let share = layout.share(lost);
+                let after = layout.share_among(lost, layout.count(lost) - 1);
+                (share, after - share, self.replicas.of_expert(lost))
+            }
+        };
+        let at = |rank: u32, load: f64| {
+            let time = layout.times()[rank as usize];
+            let after = time + load * layout.ranks.pace(rank as usize);
+            excess(after, self.target) - excess(time, self.target)
+        };
+        let gaining = self.replicas.of_expert(expert);
+        let mut change = at(rank as u32, come - share);
+        for &(other, r) in losing {
+            if other as usize != slot {
+                let both = gaining.iter().any(|&(_, g)| g == r);
+                change += at(r, if both { rise - drop } else { rise });
+            }
+        }
+        for &(_, r) in gaining {
+            if losing.iter().all(|&(_, l)| l != r) {
+                change += at(r, -drop);
+            }
+        }
+        change
+    }
+}

@@ -1,0 +1,216 @@
+//! The home node of each expert group, and how much leaves it.
+
+use crate::layout::Layout;
+use crate::ranks::Ranks;
+
+/// The home node of each expert, `[E]`: groups go to nodes so that as little load as possible exceeds
+/// what a node can carry. Heaviest group first onto the node with the most room, then moves and
+/// exchanges of groups as long as they help.
+///
+/// Time: O(rounds × G² ) for G groups, a handful of rounds.
+pub(crate) fn home_nodes(weights: &[f64], num_groups: usize, ranks: &Ranks) -> Vec<u32> {
+    let size = weights.len() / num_groups;
+    let loads: Vec<f64> = weights
+        .chunks(size)
+        .map(|group| group.iter().sum())
+        .collect();
+    let mut nodes = Nodes::new(ranks, loads.iter().sum(), size);
+    let mut order: Vec<usize> = (0..num_groups).collect();
+    order.sort_by(|&a, &b| loads[b].total_cmp(&loads[a]));
+    let mut home = vec![0; num_groups];
+    for group in order {
+        home[group] = nodes.roomiest();
+        nodes.add(home[group], loads[group], 1);
+    }
+    nodes.improve(&loads, &mut home);
+    home.iter()
+        .flat_map(|&node| std::iter::repeat_n(node as u32, size))
+        .collect()
+}
+
+/// What nodes carry and could carry.
+struct Nodes {
+    /// Load that a node still takes; negative if it has too much.
+    room: Vec<f64>,
+    /// Groups that still fit into its slots.
+    groups: Vec<isize>,
+}
+
+impl Nodes {
+    fn new(ranks: &Ranks, total: f64, group_size: usize) -> Self {
+        let mut speed = vec![0.0; ranks.num_nodes()];
+        let mut slots = vec![0; ranks.num_nodes()];
+        for rank in ranks.live() {
+            speed[ranks.node(rank)] += 1.0 / ranks.pace(rank);
+            slots[ranks.node(rank)] += ranks.slots(rank).len();
+        }
+        let all: f64 = speed.iter().sum();
+        Self {
+            room: speed.iter().map(|s| total * s / all).collect(),
+            groups: slots.iter().map(|&n| (n / group_size) as isize).collect(),
+        }
+    }
+
+    fn add(&mut self, node: usize, load: f64, groups: isize) {
+        self.room[node] -= load;
+        self.groups[node] -= groups;
+    }
+
+    fn roomiest(&self) -> usize {
+        let better = |&a: &usize, &b: &usize| {
+            let fits = (self.groups[a] > 0).cmp(&(self.groups[b] > 0));
+            fits.then(self.room[a].total_cmp(&self.room[b]))
+                .then(b.cmp(&a))
+        };
+        (0..self.room.len()).max_by(better).unwrap_or_default()
+    }
+
+    /// Load too much on a node if it carried this much more, and its square, which breaks ties.
+    fn spill(&self, node: usize, more: f64) -> (f64, f64) {
+        let over = (more - self.room[node]).max(0.0);
+        (over, (self.room[node] - more).powi(2))
+    }
+
+    /// Whether it helps that `node` gives `load` to `other`.
+    fn helps(&self, node: usize, other: usize, load: f64) -> bool {
+        let sum = |a: (f64, f64), b: (f64, f64)| (a.0 + b.0, a.1 + b.1);
+        let before = sum(self.spill(node, 0.0), self.spill(other, 0.0));
+        let after = sum(self.spill(node, -load), self.spill(other, load));
+        let scale = (self.room[node].abs() + self.room[other].abs() + load.abs()) * 1e-9;
+        after.0 < before.0 - scale || (after.0 <= before.0 && after.1 < before.1 * (1.0 - 1e-9))
+    }
+
+    fn improve(&mut self, loads: &[f64], home: &mut [usize]) {
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
+            let mut changed = false;
+            for a in 0..home.len() {
+                for node in 0..self.room.len() {
+                    if node != home[a]
+                        && self.groups[node] > 0
+                        && self.helps(home[a], node, loads[a])
+                    {
+                        self.add(home[a], -loads[a], -1);
+                        self.add(node, loads[a], 1);
+                        home[a] = node;
+                        changed = true;
+                    }
+                }
+                for b in 0..a {
+                    let more = loads[a] - loads[b];
+                    if home[a] != home[b] && self.helps(home[a], home[b], more) {
+                        self.add(home[a], -more, 0);
+                        self.add(home[b], more, 0);
+                        home.swap(a, b);
+                        changed = true;
+                    }
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
+    }
+}
+
+/// Exchanges experts that are abroad with ones of their home node, as long as no rank gets above the
+/// limit and less load is abroad afterwards.
+///
+/// Time: O(rounds × slots abroad × slots of a node).
+pub(crate) fn bring_home(layout: &mut Layout<'_>, homes: &[u32], limit: f64) {
+    const ROUNDS: usize = 4;
+    let ranks = layout.ranks;
+    for _ in 0..ROUNDS {
+        let is_abroad = |l: &Layout<'_>, slot: usize| {
+            homes[l.expert(slot) as usize] as usize != ranks.node(ranks.rank_of(slot))
+        };
+        let mut abroad: Vec<usize> = (0..ranks.num_slots())
+            .filter(|&slot| is_abroad(layout, slot))
+            .collect();
+        abroad.sort_by(|&a, &b| {
+            layout
+                .share(layout.expert(b))
+                .total_cmp(&layout.share(layout.expert(a)))
+        });
+        let mut changed = false;
+        for slot in abroad {
+            if is_abroad(layout, slot)
+                && let Some(other) = best_return(layout, slot, homes, limit)
+            {
+                layout.swap(slot, other);
+                changed = true;
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// The slot of its home node with which an expert abroad changes places best.
+fn best_return(layout: &Layout<'_>, slot: usize, homes: &[u32], limit: f64) -> Option<usize> {
+    let ranks = layout.ranks;
+    let (rank, expert) = (ranks.rank_of(slot), layout.expert(slot));
+    let (share, home) = (layout.share(expert), homes[expert as usize] as usize);
+    let mut best = None;
+    let mut most = share * 1e-9;
+    for other in ranks.live().filter(|&other| ranks.node(other) == home) {
+        if layout.holds(other, expert) {
+            continue;
+        }
+        for (at, &theirs) in ranks.slots(other).zip(layout.shares_of(other)) {
+            let their_expert = layout.expert(at);
+            let their_home = homes[their_expert as usize] as usize;
+            let was_abroad = their_home != home;
+            let is_abroad = their_home != ranks.node(rank);
+            let gain =
+                share + theirs * (f64::from(u8::from(was_abroad)) - f64::from(u8::from(is_abroad)));
+            let more = share - theirs;
+            if gain > most
+                && layout.times()[other] + more * ranks.pace(other) <= limit
+                && layout.times()[rank] - more * ranks.pace(rank) <= limit
+                && !layout.holds(rank, their_expert)
+            {
+                (most, best) = (gain, Some(at));
+            }
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use moekit_placement::Topology;
+
+    use super::*;
+
+    #[test]
+    fn groups_fill_nodes_evenly() {
+        let topology = Topology::new(4).unwrap().with_nodes(2).unwrap();
+        let ranks = Ranks::new(&[4; 4], &topology, &[]);
+        // Longest first ends with 5 + 3 and 4 + 3 + 3; 5 + 4 and 3 + 3 + 3 are even.
+        let weights = [5., 4., 3., 3., 3.].map(|w| [w / 2.0; 2]).concat();
+        let homes = home_nodes(&weights, 5, &ranks);
+        let load = |n| {
+            (0..10)
+                .filter(|&e| homes[e] == n)
+                .map(|e| weights[e])
+                .sum::<f64>()
+        };
+        assert_eq!((load(0), load(1)), (9.0, 9.0));
+        assert!(homes.chunks(2).all(|group| group[0] == group[1]));
+    }
+
+    #[test]
+    fn experts_go_home_if_loads_allow() {
+        let topology = Topology::new(2).unwrap().with_nodes(2).unwrap();
+        let ranks = Ranks::new(&[2, 2], &topology, &[]);
+        let weights = [1.0, 2.0, 1.5, 2.5];
+        let homes = [0, 0, 1, 1];
+        let mut layout = Layout::new(&ranks, &weights, vec![0, 3, 1, 2]);
+        bring_home(&mut layout, &homes, 3.6);
+        assert_eq!(layout.experts_of(0), [0, 3], "the limit holds");
+        bring_home(&mut layout, &homes, 4.0);
+        assert_eq!(layout.experts_of(0), [0, 1]);
+    }
+}

@@ -1,0 +1,38 @@
+//! A placement strategy that balances what the ranks carry, moves little, and leaves room for the
+//! split of each step.
+//!
+//! From nothing, a layer is planned in three steps: replicas by apportionment; a first layout,
+//! longest first, with no expert twice on a rank and with replicas that connect the ranks; a search
+//! by swaps and by exchanges of replicas, until the layer is as close to the provable bound as asked for.
+//! With a placement in force the search starts there, and moves as few experts as it can.
+//!
+//! `docs/planning.md` has the model, the sources and the measured results.
+
+mod apportion;
+mod baseline;
+mod budget;
+mod exchange;
+mod homes;
+mod layout;
+mod order;
+mod pack;
+mod plan;
+mod ranks;
+mod repair;
+mod replan;
+mod settings;
+mod strategy;
+mod surplus;
+mod swap;
+mod weights;
+
+use moekit_placement::register_strategy;
+
+pub use settings::{Adaptive, Recovery, Replan};
+
+register_strategy! {
+    Adaptive,
+    name: "adaptive",
+    summary: "Close to the bound, few moves, room for the split of each step",
+    example: Adaptive::default(),
+}

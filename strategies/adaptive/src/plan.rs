@@ -1,0 +1,204 @@
+//! The plan of one layer from nothing.
+
+use crate::apportion::{Apportionment, apportion, apportion_with_reserve};
+use crate::baseline::Hierarchy;
+use crate::exchange::{Tabu, best_exchange};
+use crate::homes::{bring_home, home_nodes};
+use crate::layout::Layout;
+use crate::order::longest_first;
+use crate::pack::{Slack, pack};
+use crate::ranks::Ranks;
+use crate::repair::without_duplicates;
+use crate::swap::{Swaps, Work, descend};
+
+/// How good a plan has to be, and how much work may go into it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Distance from the bound at which a layer is good enough.
+    pub(crate) tolerance: f64,
+    /// The same if experts have a home node.
+    pub(crate) node_tolerance: f64,
+    /// Pairs that are looked at.
+    pub(crate) work: usize,
+    /// Exchanges without an improvement after which a start is given up.
+    pub(crate) patience: usize,
+    /// Load, as part of the mean of a rank, by which a rank may be heavier if that connects ranks.
+    pub(crate) connect: f64,
+}
+
+/// One layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer<'a> {
+    pub(crate) ranks: &'a Ranks,
+    /// Load of each expert, `[E]`, not all zero.
+    pub(crate) weights: &'a [f64],
+    pub(crate) num_groups: Option<usize>,
+    /// How DeepSeek's balancer would go about it, if it can.
+    pub(crate) baseline: Option<Hierarchy>,
+}
+
+/// The parts of the spare slots that the starts hold back.
+const RESERVES: [f64; 4] = [0.0, 0.125, 0.25, 0.5];
+/// Busiest ranks whose swaps are looked at before an exchange is.
+const DEPTH: usize = 4;
+
+impl<'a> Layer<'a> {
+    /// Places the layer.
+    pub(crate) fn plan(&self, effort: &Effort) -> Layout<'a> {
+        let load = single_precision(self.weights);
+        let live = self.ranks.live().count();
+        let num_slots = self.ranks.num_slots();
+        let given = apportion(&load, num_slots, live);
+        let bound = self.ranks.bound(self.weights, &given.counts);
+        let homes = self.homes();
+        let baseline = self
+            .baseline
+            .map(|b| Layout::new(self.ranks, self.weights, b.place(&load)));
+        let limit = baseline.as_ref().map_or(f64::INFINITY, Layout::largest);
+        let tolerance = if homes.is_some() {
+            effort.node_tolerance
+        } else {
+            effort.tolerance
+        };
+        let target = (bound * (1.0 + tolerance)).min(limit);
+        let search = Search {
+            layer: self,
+            effort,
+            load: &load,
+            homes: homes.as_deref(),
+            bound,
+            target,
+        };
+
+        let mut work = Work::new(effort.work);
+        let mut best = search.from(&given, &mut work);
+        for reserve in &RESERVES[1..] {
+            let reserve = ((num_slots - load.len()) as f64 * reserve) as usize;
+            if best.largest() <= target || reserve == 0 || work.is_done() {
+                continue;
+            }
+            let given = apportion_with_reserve(&load, num_slots, live, reserve);
+            if given.extras.len() + load.len() == num_slots {
+                let other = search.from(&given, &mut work);
+                if other.largest() < best.largest() {
+                    best = other;
+                }
+            }
+        }
+        if let Some(baseline) = baseline.filter(|baseline| baseline.largest() < best.largest()) {
+            let mut repaired = without_duplicates(baseline);
+            search.improve(&mut repaired, &mut Work::new(effort.work));
+            if repaired.largest() < best.largest() {
+                best = repaired;
+            }
+        }
+        if let Some(homes) = &homes {
+            let limit = best.largest().max(target);
+            bring_home(&mut best, homes, limit);
+        }
+        best
+    }
+
+    fn homes(&self) -> Option<Vec<u32>> {
+        let groups = self.num_groups.filter(|_| self.ranks.num_nodes() > 1)?;
+        Some(home_nodes(self.weights, groups, self.ranks))
+    }
+}
+
+/// The loads in float32, times a power of two if they would leave its range.
+pub(crate) fn single_precision(weights: &[f64]) -> Vec<f32> {
+    let largest = weights.iter().copied().fold(0.0, f64::max);
+    let scale = match largest {
+        l if l > 1e30 || (l < 1e-30 && l > 0.0) => {
+            (-l.log2()).round().clamp(-1000.0, 1000.0).exp2()
+        }
+        _ => 1.0,
+    };
+    weights.iter().map(|w| (w * scale) as f32).collect()
+}
+
+struct Search<'l, 'a> {
+    layer: &'l Layer<'a>,
+    effort: &'l Effort,
+    load: &'l [f32],
+    homes: Option<&'l [u32]>,
+    bound: f64,
+    target: f64,
+}
+
+impl<'a> Search<'_, 'a> {
+    /// The best layout on the way from one apportionment.
+    fn from(&self, given: &Apportionment, work: &mut Work) -> Layout<'a> {
+        let (ranks, weights) = (self.layer.ranks, self.layer.weights);
+        let order = longest_first(self.load, given);
+        let slack = Slack {
+            connect: self.effort.connect * self.bound,
+            homes: self.homes,
+            target: self.target,
+        };
+        let mut layout = Layout::new(
+            ranks,
+            weights,
+            pack(weights, &given.counts, &order, ranks, slack),
+        );
+        self.improve(&mut layout, work);
+        layout
+    }
+
+    fn improve(&self, layout: &mut Layout<'a>, work: &mut Work) {
+        if !self.swap(layout, work) {
+            exchange(layout, self.target, self.effort.patience, work);
+        }
+    }
+
+    /// Swaps, those first that cost nothing: of experts without replicas, and within nodes.
+    fn swap(&self, layout: &mut Layout<'a>, work: &mut Work) -> bool {
+        let within = [true, false];
+        let nodes = if self.homes.is_some() {
+            &within[..]
+        } else {
+            &within[1..]
+        };
+        nodes.iter().any(|&within_nodes| {
+            [true, false].into_iter().any(|singles| {
+                let swaps = Swaps {
+                    singles,
+                    within_nodes,
+                    depth: DEPTH,
+                };
+                descend(layout, self.target, swaps, work)
+            })
+        })
+    }
+}
+
+/// Exchanges replicas and swaps after each exchange, also uphill, until no rank is above the target,
+/// some exchanges in a row brought nothing, or the work is done; leaves the best layout that was
+/// seen.
+pub(crate) fn exchange(layout: &mut Layout<'_>, target: f64, patience: usize, work: &mut Work) {
+    let swaps = Swaps {
+        singles: false,
+        within_nodes: false,
+        depth: DEPTH,
+    };
+    let mut tabu = Tabu::new(layout.weights.len());
+    let mut at = layout.clone();
+    let mut since = 0;
+    while since < patience && !work.is_done() {
+        let busiest = at.busiest();
+        let Some(found) = best_exchange(&at, busiest, target, &tabu, work) else {
+            return;
+        };
+        tabu.note(at.expert(found.slot), found.expert);
+        at.replace(found.slot, found.expert);
+        let reached = descend(&mut at, target, swaps, work);
+        since += 1;
+        if at.largest() < layout.largest() {
+            layout.clone_from(&at);
+            since = 0;
+        }
+        if reached {
+            return;
+        }
+    }
+}

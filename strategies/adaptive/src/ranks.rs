@@ -1,0 +1,108 @@
+//! The ranks of a layer: how many slots, how fast, on which node.
+
+use std::ops::Range;
+
+use moekit_placement::{PlacementRequest, Topology};
+use moekit_routing::Rank;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Ranks {
+    /// The first slot of each rank and the number of slots, `[R + 1]`.
+    offsets: Vec<usize>,
+    /// Time per load, `[R]`: the inverse of the relative speed.
+    pace: Vec<f64>,
+    /// The node of each rank, `[R]`.
+    node: Vec<usize>,
+    num_nodes: usize,
+}
+
+impl Ranks {
+    /// # Arguments
+    ///
+    /// - `slots` - `[R]`.
+    /// - `speeds` - `[R]`, or empty if all are alike.
+    pub(crate) fn new(slots: &[usize], topology: &Topology, speeds: &[f64]) -> Self {
+        let mut offsets = Vec::with_capacity(slots.len() + 1);
+        offsets.push(0);
+        let mut total = 0;
+        offsets.extend(slots.iter().map(|n| {
+            total += n;
+            total
+        }));
+        let ranks = 0..slots.len();
+        let pace = |rank| speeds.get(rank).map_or(1.0, |speed| 1.0 / speed);
+        let node = |rank| topology.node_of(Rank::new(rank)).unwrap_or_default();
+        Self {
+            offsets,
+            pace: ranks.clone().map(pace).collect(),
+            node: ranks.map(node).collect(),
+            num_nodes: topology.num_nodes(),
+        }
+    }
+
+    /// The ranks of a request with at most one slot per expert: no rank needs more without
+    /// holding an expert twice.
+    pub(crate) fn without_surplus(request: &PlacementRequest<'_>, speeds: &[f64]) -> Self {
+        let experts = request.num_logical_experts();
+        let slots = request.slots_per_rank().iter().map(|&n| n.min(experts));
+        Self::new(&slots.collect::<Vec<_>>(), request.topology(), speeds)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pace.len()
+    }
+
+    pub(crate) fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    pub(crate) fn slots(&self, rank: usize) -> Range<usize> {
+        self.offsets[rank]..self.offsets[rank + 1]
+    }
+
+    pub(crate) fn num_slots(&self) -> usize {
+        self.offsets[self.len()]
+    }
+
+    /// The rank of a slot.
+    pub(crate) fn rank_of(&self, slot: usize) -> usize {
+        self.offsets.partition_point(|&first| first <= slot) - 1
+    }
+
+    pub(crate) fn pace(&self, rank: usize) -> f64 {
+        self.pace[rank]
+    }
+
+    pub(crate) fn node(&self, rank: usize) -> usize {
+        self.node[rank]
+    }
+
+    pub(crate) fn num_nodes(&self) -> usize {
+        self.num_nodes
+    }
+
+    /// Ranks that have slots, ascending.
+    pub(crate) fn live(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.len()).filter(|&rank| !self.slots(rank).is_empty())
+    }
+
+    /// Whether all ranks have as many slots and are as fast.
+    pub(crate) fn are_alike(&self) -> bool {
+        let first = self.slots(0).len();
+        self.live().count() == self.len()
+            && (0..self.len()).all(|r| self.slots(r).len() == first && self.pace[r] == self.pace[0])
+    }
+
+    /// No placement of these loads, `[E]`, gives every rank less time: neither than the mean, nor
+    /// than the largest replica on the fastest rank.
+    pub(crate) fn bound(&self, weights: &[f64], counts: &[u32]) -> f64 {
+        let speed: f64 = self.live().map(|rank| 1.0 / self.pace[rank]).sum();
+        let fastest = self
+            .live()
+            .map(|rank| self.pace[rank])
+            .fold(f64::INFINITY, f64::min);
+        let shares = weights.iter().zip(counts);
+        let largest = shares.map(|(w, &n)| w / f64::from(n)).fold(0.0, f64::max);
+        (weights.iter().sum::<f64>() / speed).max(largest * fastest)
+    }
+}

@@ -34,4 +34,4 @@ pub use communicator::{Communicator, CommunicatorExt, MAX_TAG};
 pub use dispatch::EpDispatcher;
 pub use error::CommError;
 pub use reduce::{ElementType, ReduceOp, Reducible};
-pub use thread::{GroupError, ThreadCommunicator, ThreadGroup};
+pub use thread::{GroupError, ThreadCommunicator, ThreadGroup, ThreadMember, ThreadWorld};

@@ -6,6 +6,8 @@ mod state;
 mod subgroups;
 #[cfg(test)]
 mod tests;
+mod world;
 
 pub use communicator::ThreadCommunicator;
 pub use group::{GroupError, ThreadGroup};
+pub use world::{ThreadMember, ThreadWorld};

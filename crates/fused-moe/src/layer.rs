@@ -11,7 +11,7 @@ use crate::experts::{ExpertMath, Experts, Reduction};
 use crate::gate::Gate;
 use crate::host::is_host;
 use crate::pass::Pass;
-use crate::routing::{LayerRouting, experts_of};
+use crate::routing::{FixedTable, LayerRouting, experts_of};
 use crate::shared::SharedExperts;
 use crate::{Compute, FusedMoeError};
 
@@ -315,6 +315,41 @@ impl FusedMoe {
         self.experts = experts;
         self.parts.held = held;
         Ok(())
+    }
+
+    /// The same layer under another routing table, with the experts that the table places here:
+    /// both in one value, so that whoever swaps layers never pairs one with the other's past.
+    /// Gate and shared experts are shared, not copied.
+    ///
+    /// # Arguments
+    ///
+    /// - `experts` - one for each local slot of the table.
+    /// - `dispatcher` - reaches the ranks of the table.
+    ///
+    /// # Errors
+    ///
+    /// If table, experts, dispatcher and layer do not fit each other.
+    pub fn with_placement(
+        &self,
+        table: &Arc<RoutingTable>,
+        experts: Experts,
+        dispatcher: Arc<dyn TokenDispatcher>,
+    ) -> Result<Self, FusedMoeError> {
+        let rank = dispatcher.rank();
+        let held = experts_of(table, rank).to_vec();
+        let mut layer = self.clone();
+        layer.parts.routing = LayerRouting::new(Arc::new(FixedTable(table.clone())), rank);
+        layer.parts.dispatcher = dispatcher;
+        layer.set_experts(experts, held)?;
+        layer.check_table(table)?;
+        Ok(layer)
+    }
+
+    /// The same layer with another replica selector.
+    #[must_use]
+    pub fn with_selector(mut self, selector: ReplicaSelector) -> Self {
+        self.parts.selector = selector;
+        self
     }
 }
 

@@ -40,7 +40,7 @@ impl ExpertRouting for LayerRouting {
 
 /// The table of a layer that never changes.
 #[derive(Debug)]
-pub(crate) struct FixedTable(Arc<RoutingTable>);
+pub(crate) struct FixedTable(pub(crate) Arc<RoutingTable>);
 
 impl FixedTable {
     /// All experts on one rank, in order.

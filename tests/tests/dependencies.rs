@@ -20,7 +20,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("eval", &["placement", "routing"]),
     ("fused-moe", &["kernels", "placement", "quant", "routing"]),
     ("parallel", &["fused-moe", "placement", "routing"]),
-    ("live", &["fused-moe", "parallel", "placement", "routing"]),
+    (
+        "live",
+        &["fused-moe", "parallel", "placement", "quant", "routing"],
+    ),
     ("testkit", &["placement", "quant", "routing"]),
     ("strategy-*", &["placement", "routing"]),
     ("quant-*", &["quant", "routing"]),

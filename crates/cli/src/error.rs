@@ -24,6 +24,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Layer(#[from] moekit::fused_moe::FusedMoeError),
     #[error(transparent)]
+    Live(#[from] moekit::live::LiveError),
+    #[error(transparent)]
     Group(#[from] moekit::parallel::GroupError),
     #[error("{path}: {message}")]
     File { path: String, message: String },

@@ -21,6 +21,8 @@ struct Cli {
 enum Command {
     /// Run the MoE layers of a checkpoint over the ranks of an EP group.
     Run(Box<commands::run::Run>),
+    /// Run them under a drifting stream, and rebalance as it flows.
+    Live(Box<commands::live::Live>),
     /// Decide which rank holds which expert.
     Plan(Box<commands::plan::Plan>),
     /// Plan with several strategies and compare them with each other and the bound.
@@ -45,6 +47,7 @@ fn main() -> miette::Result<()> {
     moekit::builtins();
     match Cli::parse().command {
         Command::Run(command) => command.run(),
+        Command::Live(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Compare(command) => command.run(),
         Command::Simulate(command) => command.run(),

@@ -38,6 +38,8 @@ pub use moekit_fused_moe as fused_moe;
 #[doc(no_inline)]
 pub use moekit_kernels as kernels;
 #[doc(no_inline)]
+pub use moekit_live as live;
+#[doc(no_inline)]
 pub use moekit_parallel as parallel;
 #[doc(no_inline)]
 pub use moekit_placement as placement;

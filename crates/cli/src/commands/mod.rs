@@ -5,6 +5,7 @@ pub(crate) mod compare;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod live;
 pub(crate) mod map;
 pub(crate) mod plan;
 mod plan_report;

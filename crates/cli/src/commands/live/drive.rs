@@ -1,0 +1,243 @@
+//! The ranks of a live run, as threads.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use moekit::burn::tensor::{DType, Tensor};
+use moekit::fused_moe::{ForwardOptions, FusedMoeConfig, Reduction};
+use moekit::kernels::CpuKernel;
+use moekit::live::{
+    CheckpointExperts, Event, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank,
+};
+use moekit::parallel::{ThreadMember, ThreadWorld};
+use moekit::placement::{ModelPlacement, Placement};
+use moekit::quant::MoeLayerSpec;
+use moekit::routing::Rank;
+
+use super::record::RankStep;
+use super::stream::{Scripted, Stream};
+
+/// What all ranks have in common.
+#[derive(Debug)]
+pub(super) struct Setup {
+    pub(super) specs: Vec<MoeLayerSpec>,
+    pub(super) experts: CheckpointExperts,
+    pub(super) kernel: CpuKernel,
+    pub(super) reduction: Reduction,
+    pub(super) stream: Stream,
+    pub(super) initial: ModelPlacement,
+    pub(super) config: LiveConfig,
+    pub(super) steps: u64,
+    pub(super) changes: Vec<Change>,
+    pub(super) stop: AtomicBool,
+    /// Every how many steps outputs are compared with those of one rank.
+    pub(super) check: Option<u64>,
+    pub(super) reference: Option<Reference>,
+}
+
+/// A change of the group in some step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) step: u64,
+    pub(super) what: What,
+}
+
+/// What changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// The group grows or shrinks to so many ranks.
+    Ranks(usize),
+    /// A rank is lost without notice.
+    Lose(usize),
+}
+
+/// A rank's word to the one who watches.
+pub(super) enum Message {
+    Step(Box<RankStep>),
+    /// The rank ends, by an error if there is one.
+    End(Result<(), LiveError>),
+}
+
+/// One rank that holds all experts, to compare with.
+#[derive(Debug)]
+pub(super) struct Reference(Mutex<(LiveRank, Vec<Arc<Scripted>>)>);
+
+impl Setup {
+    /// How many ranks there should be in a step, if that has changed.
+    pub(super) fn wanted_ranks(&self, step: u64) -> Option<usize> {
+        let past = self.changes.iter().filter(|change| change.step <= step);
+        past.filter_map(|change| match change.what {
+            What::Ranks(ranks) => Some(ranks),
+            What::Lose(_) => None,
+        })
+        .next_back()
+    }
+
+    /// The layers of a rank, and what dictates the choice of each.
+    fn layers(&self) -> Result<(Vec<LayerParts>, Vec<Arc<Scripted>>), LiveError> {
+        let scripts: Vec<Arc<Scripted>> = self.specs.iter().map(|_| Arc::default()).collect();
+        let parts = self.specs.iter().zip(&scripts).enumerate();
+        let parts = parts.map(|(layer, (spec, script))| {
+            let config = FusedMoeConfig::from_spec(spec)
+                .with_custom_routing(script.clone())
+                .with_kernel(self.kernel.clone())
+                .with_reduction(self.reduction);
+            self.experts.parts(layer, config)
+        });
+        Ok((parts.collect::<Result<_, _>>()?, scripts))
+    }
+
+    /// A rank by itself that holds everything.
+    pub(super) fn with_reference(mut self) -> Result<Self, LiveError> {
+        let experts = self.initial.num_logical_experts();
+        let all = Placement::new(experts, (0..experts).collect(), vec![0, experts])?;
+        let initial = ModelPlacement::new(vec![all; self.specs.len()])?;
+        let (parts, scripts) = self.layers()?;
+        let config = LiveConfig::new(self.config.strategy().clone())
+            .with_load_watching(false)
+            .with_staging_bytes(u64::MAX);
+        let source = Arc::new(self.experts.clone());
+        let alone = ThreadWorld::new(1).enter();
+        let rank = LiveRank::start(alone, parts, source, initial, config)?;
+        self.reference = Some(Reference(Mutex::new((rank, scripts))));
+        Ok(self)
+    }
+}
+
+/// Runs one rank until all steps are done or it leaves.
+pub(super) fn run_rank(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) {
+    // After a panic nothing of the rank is used but that it has ended.
+    let result = catch_unwind(AssertUnwindSafe(|| steps(setup, member, messages)));
+    let result = result.unwrap_or_else(|_| {
+        Err(LiveError::Config(
+            "a rank panicked, see its message above".to_owned(),
+        ))
+    });
+    // Nobody listens any more if the run has ended.
+    messages.send(Message::End(result)).ok();
+}
+
+fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Result<(), LiveError> {
+    let (parts, scripts) = setup.layers()?;
+    let source = Arc::new(setup.experts.clone());
+    let (initial, config) = (setup.initial.clone(), setup.config.clone());
+    let mut live = LiveRank::start(member, parts, source, initial, config)?;
+    while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
+        let (rank, ranks) = (live.rank().map_or(0, Rank::index), live.members().len());
+        let next = live.step() + 1;
+        let lost = |c: &Change| c.step == next && c.what == What::Lose(rank);
+        if setup.changes.iter().any(lost) && ranks > 1 {
+            return Ok(());
+        }
+        if setup
+            .wanted_ranks(next)
+            .is_some_and(|wanted| rank >= wanted)
+        {
+            live.leave();
+        }
+        match step(setup, &mut live, &scripts, (rank, ranks)) {
+            Ok(report) => {
+                let left = report.report.events.contains(&Event::Left);
+                messages.send(Message::Step(Box::new(report))).ok();
+                if left {
+                    return Ok(());
+                }
+            }
+            Err(_) if setup.stop.load(Ordering::Relaxed) => return Ok(()),
+            Err(error) if error.ends_group() => {
+                live.recover()?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn step(
+    setup: &Setup,
+    live: &mut LiveRank,
+    scripts: &[Arc<Scripted>],
+    (rank, ranks): (usize, usize),
+) -> Result<RankStep, LiveError> {
+    let number = live.step();
+    let mut report = RankStep {
+        rank,
+        ranks,
+        report: Default::default(),
+        forward: Duration::ZERO,
+        unserved: 0,
+        wrong: 0,
+        compared: 0,
+    };
+    let mut outputs = Vec::with_capacity(scripts.len());
+    for (layer, script) in scripts.iter().enumerate() {
+        let (rows, ids) = setup.stream.batch(number, layer, rank, ranks);
+        script.set(ids.clone());
+        let start = Instant::now();
+        let output = live.forward(layer, rows.clone(), ForwardOptions::new())?;
+        report.forward += start.elapsed();
+        report.unserved += output.unserved.len();
+        outputs.push((rows, ids, output));
+    }
+    if let (Some(reference), Some(every)) = (&setup.reference, setup.check)
+        && number.is_multiple_of(every)
+    {
+        for (layer, (rows, ids, output)) in outputs.into_iter().enumerate() {
+            report.compared += rows.dims()[0] - output.unserved.len();
+            let exact = setup.reduction == Reduction::PerSlot;
+            report.wrong += reference.compare(layer, rows, ids, &output, exact)?;
+        }
+    }
+    report.report = live.end_step()?;
+    Ok(report)
+}
+
+impl Reference {
+    /// Tokens whose output differs.
+    fn compare(
+        &self,
+        layer: usize,
+        rows: Tensor<2>,
+        ids: Vec<i64>,
+        output: &LiveOutput,
+        exact: bool,
+    ) -> Result<usize, LiveError> {
+        let [_, width] = rows.dims();
+        let expected = {
+            let rank = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            rank.1[layer].set(ids);
+            rank.0.forward(layer, rows, ForwardOptions::new())?
+        };
+        let (expected, got) = (
+            values(expected.inner.output)?,
+            values(output.inner.output.clone())?,
+        );
+        let mut unserved = output.unserved.iter().map(|u| u.token).peekable();
+        let mut wrong = 0;
+        for (token, (e, g)) in expected.chunks(width).zip(got.chunks(width)).enumerate() {
+            if unserved.next_if_eq(&token).is_none() && !same(e, g, exact) {
+                wrong += 1;
+            }
+        }
+        Ok(wrong)
+    }
+}
+
+/// Bit by bit, or within 1e-5 of the token's largest value.
+fn same(expected: &[f32], got: &[f32], exact: bool) -> bool {
+    let largest = expected.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
+    let mut pairs = expected.iter().zip(got);
+    pairs.all(|(e, g)| match exact {
+        true => e.to_bits() == g.to_bits(),
+        false => (e - g).abs() <= 1e-5 * largest,
+    })
+}
+
+fn values(tensor: Tensor<2>) -> Result<Vec<f32>, LiveError> {
+    let data = tensor.cast(DType::F32).into_data();
+    data.try_to_vec()
+        .map_err(|e| LiveError::Config(format!("an output cannot be read: {e}")))
+}

@@ -1,0 +1,394 @@
+//! `moekit live`: the MoE layers of a checkpoint under a drifting stream, rebalanced as it flows.
+
+mod dashboard;
+mod drive;
+#[cfg(feature = "prometheus")]
+mod prometheus;
+mod rebalance;
+mod record;
+mod stream;
+
+use std::io::IsTerminal;
+#[cfg(feature = "prometheus")]
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use moekit::checkpoint::Checkpoint;
+use moekit::eval::workload::{Profile, Workload};
+use moekit::fused_moe::Reduction;
+use moekit::kernels::CpuKernel;
+use moekit::live::{CheckpointExperts, LiveConfig};
+use moekit::parallel::ThreadWorld;
+use moekit::placement::{ModelPlacement, PlacementRequest, PlacementStrategy};
+use moekit::quant::{MoeLayerSpec, QuantBackend, TensorSource, backend_for};
+use moekit::routing::ReplicaSelector;
+use serde::{Deserialize, Serialize};
+
+use self::dashboard::Dashboard;
+use self::drive::{Change, Message, Setup, What, run_rank};
+use self::rebalance::Rebalance;
+use self::record::{Recorder, Step, Summary};
+use self::stream::Stream;
+use crate::config::merge;
+use crate::error::{CliError, Result};
+use crate::output::print_line;
+use crate::planning::GroupOptions;
+
+/// How often the dashboard is drawn.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// Arguments of `moekit live`.
+#[derive(Args)]
+pub(crate) struct Live {
+    /// Directory of a checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    options: LiveOptions,
+    /// A TOML file with any of these flags; flags win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serves metrics for Prometheus [default address: 127.0.0.1:9187]
+    #[cfg(feature = "prometheus")]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9187")]
+    prometheus: Option<SocketAddr>,
+}
+
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct LiveOptions {
+    #[command(flatten)]
+    #[serde(flatten)]
+    group: GroupOptions,
+    /// Popularity of the experts, as in `moekit generate` [default: r1-mt]
+    #[arg(long, value_name = "NAME[:PARAM]")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<String>,
+    /// Fraction of the log-popularity that is mixed anew in every step [default: 0.01]
+    #[arg(long, value_name = "D")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drift: Option<f64>,
+    /// Steps [default: 200]
+    #[arg(long, value_name = "S")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u64>,
+    /// Tokens of all ranks together in a step [default: 256]
+    #[arg(long, value_name = "T")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<usize>,
+    /// Seed of the stream [default: 0]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    /// When to look for a better placement: interval=STEPS, below=BALANCEDNESS,
+    /// cusum=SLACK:THRESHOLD, window=STEPS, decay=FACTOR, pays=TOKEN_SECONDS:BYTE_SECONDS:STEPS,
+    /// separated by commas; or off [default: interval=32,window=32]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rebalance: Option<String>,
+    /// Bytes of experts that a rank sends between two steps [default: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_step: Option<usize>,
+    /// Bytes of experts that a rank receives before it commits [default: 268435456]
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    staging_bytes: Option<u64>,
+    /// Which replica of an expert serves a token [default: round_robin]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selector: Option<String>,
+    /// Grow or shrink the group, e.g. 50:4,100:3 for 4 ranks from step 50 and 3 from step 100 on
+    #[arg(long, value_name = "STEP:RANKS,...")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resize: Option<String>,
+    /// Lose ranks without notice, e.g. 70:1 for rank 1 in step 70
+    #[arg(long, value_name = "STEP:RANK,...")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lose: Option<String>,
+    /// Sum over the experts of a token in a fixed order: the same bits on any ranks
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    invariant: bool,
+    /// Wait for planners and preparations, so that two runs do the same in the same steps
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    synchronous: bool,
+    /// Compare the outputs of every N-th step with those of one rank that holds all experts
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<u64>,
+    /// Threads of the kernels, shared by all ranks [default: one per core]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    /// Print one JSON document per step and a summary, also on a terminal
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    json: bool,
+}
+
+impl Live {
+    pub(crate) fn run(self) -> Result<()> {
+        let options = match &self.config {
+            Some(file) => merge(&self.options, file, &[])?,
+            None => self.options,
+        };
+        #[cfg(feature = "prometheus")]
+        if let Some(address) = self.prometheus {
+            prometheus::serve(address)?;
+        }
+        let setup = Arc::new(options.setup(&self.checkpoint)?);
+        let ranks = options.ranks();
+        let title = format!(
+            "{}: {} under {}, {}",
+            self.checkpoint.display(),
+            options.profile(),
+            options.group.strategy_name(),
+            options.rebalance()
+        );
+        let show = Show::new(options.json, title)?;
+        let summary = watch(&setup, ranks, show, options.check.is_some())?;
+        if options.json || !std::io::stdout().is_terminal() {
+            let text = serde_json::to_string(&serde_json::json!({ "summary": summary }));
+            print_line(&text.unwrap_or_default())
+        } else {
+            print_line(&summary.lines())
+        }
+    }
+}
+
+impl LiveOptions {
+    fn ranks(&self) -> usize {
+        self.group.ranks.unwrap_or(4)
+    }
+
+    fn profile(&self) -> &str {
+        self.profile.as_deref().unwrap_or("r1-mt")
+    }
+
+    fn rebalance(&self) -> &str {
+        self.rebalance.as_deref().unwrap_or("interval=32,window=32")
+    }
+
+    fn setup(&self, path: &std::path::Path) -> Result<Setup> {
+        let checkpoint = Checkpoint::open(path)?;
+        let specs = checkpoint.model()?.layers;
+        let first = specs
+            .first()
+            .ok_or_else(|| CliError::usage("the checkpoint has no MoE layers"))?;
+        let tokens = self.tokens.unwrap_or(256);
+        let steps = self.steps.unwrap_or(200);
+        let routed = (tokens * first.top_k) as u64;
+        let profile: Profile = self.profile().parse()?;
+        let seed = self.seed.unwrap_or(0);
+        let trace = Workload::new(
+            profile,
+            first.num_experts,
+            specs.len(),
+            steps as usize,
+            routed,
+        )?
+        .with_drift(self.drift.unwrap_or(0.01))?
+        .with_seed(seed)
+        .generate()?;
+        let sizes = [tokens, first.top_k, first.hidden_size];
+        let stream = Stream::new(trace, sizes, seed);
+        let backend: Arc<dyn QuantBackend> = backend_for(checkpoint.quantization_config())?.into();
+        let tensors: Arc<dyn TensorSource> = Arc::new(checkpoint);
+        let strategy: Arc<dyn PlacementStrategy> = self.group.strategy()?.into();
+        let setup = Setup {
+            initial: self.initial(&specs, strategy.as_ref())?,
+            experts: CheckpointExperts::new(backend, tensors, specs.clone()),
+            specs,
+            kernel: match self.threads {
+                Some(threads) => CpuKernel::with_threads(threads)?,
+                None => CpuKernel::default(),
+            },
+            reduction: match self.invariant {
+                true => Reduction::PerSlot,
+                false => Reduction::PerRank,
+            },
+            stream,
+            config: self.config(strategy)?,
+            steps,
+            changes: self.changes()?,
+            stop: AtomicBool::new(false),
+            check: self.check,
+            reference: None,
+        };
+        match self.check {
+            Some(_) => Ok(setup.with_reference()?),
+            None => Ok(setup),
+        }
+    }
+
+    /// The strategy's placement without a load, with as many slots on every rank.
+    fn initial(
+        &self,
+        specs: &[MoeLayerSpec],
+        strategy: &dyn PlacementStrategy,
+    ) -> Result<ModelPlacement> {
+        let topology = GroupOptions {
+            ranks: Some(self.ranks()),
+            ..self.group.clone()
+        }
+        .topology()?;
+        let experts = specs.first().map_or(0, |spec| spec.num_experts);
+        let slots = experts + self.group.redundant.unwrap_or(0);
+        let even = vec![slots.div_ceil(self.ranks()); self.ranks()];
+        let request = PlacementRequest::new(specs.len(), experts, &topology)?;
+        Ok(strategy.plan(&request.with_slots_per_rank(even)?)?)
+    }
+
+    fn config(&self, strategy: Arc<dyn PlacementStrategy>) -> Result<LiveConfig> {
+        let mut config = LiveConfig::new(strategy)
+            .with_redundant_experts(self.group.redundant.unwrap_or(0))
+            .with_nodes(self.group.nodes.unwrap_or(1))
+            .with_synchronous(self.synchronous);
+        if let Some(bytes) = self.bytes_per_step {
+            config = config.with_bytes_per_step(bytes);
+        }
+        if let Some(bytes) = self.staging_bytes {
+            config = config.with_staging_bytes(bytes);
+        }
+        if let Some(name) = &self.selector {
+            config = config.with_selector(ReplicaSelector::from_name(name)?);
+        }
+        Ok(Rebalance::parse(self.rebalance())?.apply(config))
+    }
+
+    fn changes(&self) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        for (flag, list) in [("resize", &self.resize), ("lose", &self.lose)] {
+            for part in list.iter().flat_map(|list| list.split(',')) {
+                let wrong = || {
+                    CliError::usage(format!(
+                        "`--{flag}`: `{part}` is not STEP:NUMBER, e.g. 50:3"
+                    ))
+                };
+                let (step, number) = part.split_once(':').ok_or_else(wrong)?;
+                let step = step.trim().parse().map_err(|_| wrong())?;
+                let number = number.trim().parse().map_err(|_| wrong())?;
+                let what = match flag {
+                    "resize" if number == 0 => return Err(wrong()),
+                    "resize" => What::Ranks(number),
+                    _ => What::Lose(number),
+                };
+                changes.push(Change { step, what });
+            }
+        }
+        changes.sort_by_key(|change| change.step);
+        Ok(changes)
+    }
+}
+
+/// Where steps are shown.
+enum Show {
+    Screen(Box<Dashboard>),
+    Lines,
+}
+
+impl Show {
+    fn new(json: bool, title: String) -> Result<Self> {
+        if json || !std::io::stdout().is_terminal() {
+            return Ok(Self::Lines);
+        }
+        let dashboard = Dashboard::open(title)
+            .map_err(|e| CliError::usage(format!("the terminal cannot be drawn on: {e}")))?;
+        Ok(Self::Screen(Box::new(dashboard)))
+    }
+
+    fn steps(&mut self, steps: Vec<Step>) -> Result<()> {
+        for step in steps {
+            match self {
+                Self::Screen(dashboard) => dashboard.push(step),
+                Self::Lines => print_line(&serde_json::to_string(&step).unwrap_or_default())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the user wants to end.
+    fn draw(&mut self) -> Result<bool> {
+        match self {
+            Self::Screen(dashboard) => dashboard
+                .draw()
+                .map_err(|e| CliError::usage(format!("the terminal cannot be drawn on: {e}"))),
+            Self::Lines => Ok(false),
+        }
+    }
+}
+
+/// Starts the ranks, lets newcomers in as the group is to grow, and shows what they say.
+fn watch(setup: &Arc<Setup>, ranks: usize, mut show: Show, check: bool) -> Result<Summary> {
+    let world = ThreadWorld::new(ranks);
+    let (send, messages) = channel();
+    let mut running = 0;
+    for _ in 0..ranks {
+        spawn(setup, &world, &send)?;
+        running += 1;
+    }
+    let mut recorder = Recorder::new(check);
+    let mut failed = None;
+    let mut grown = 0;
+    let mut drawn = Instant::now();
+    while running > 0 {
+        match messages.recv_timeout(FRAME).ok() {
+            Some(Message::Step(report)) => {
+                // Ranks beyond the wanted number leave by themselves; those that are missing come.
+                let step = report.report.step + 1;
+                let due = setup
+                    .changes
+                    .iter()
+                    .filter(|change| change.step <= step)
+                    .count();
+                if report.rank == 0 && due > grown {
+                    grown = due;
+                    let wanted = setup.wanted_ranks(step).unwrap_or(report.ranks);
+                    for _ in report.ranks..wanted {
+                        spawn(setup, &world, &send)?;
+                        running += 1;
+                    }
+                }
+                show.steps(recorder.push(*report))?;
+            }
+            Some(Message::End(result)) => {
+                running -= 1;
+                if let Err(error) = result {
+                    setup.stop.store(true, Ordering::Relaxed);
+                    failed = failed.or(Some(error));
+                }
+            }
+            None => {}
+        }
+        if drawn.elapsed() >= FRAME {
+            drawn = Instant::now();
+        } else {
+            continue;
+        }
+        if show.draw()? {
+            setup.stop.store(true, Ordering::Relaxed);
+        }
+    }
+    drop(show);
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(recorder.summary()),
+    }
+}
+
+fn spawn(setup: &Arc<Setup>, world: &ThreadWorld, messages: &Sender<Message>) -> Result<()> {
+    let (setup, member, messages) = (setup.clone(), world.enter(), messages.clone());
+    Builder::new()
+        .name(format!("member {}", member.id()))
+        .spawn(move || run_rank(&setup, member, &messages))
+        .map_err(|e| CliError::usage(format!("the system gives no thread for a rank: {e}")))?;
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! From a set of members to a group with tables that say who holds what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use moekit_fused_moe::{Local, TokenDispatcher};
+use moekit_parallel::{Communicator, EpDispatcher};
+use moekit_placement::{ModelPlacement, Placement};
+use moekit_quant::ExpertMlp;
+use moekit_routing::{LogicalExpert, Rank, RoutingTable, Topology};
+use serde::{Deserialize, Serialize};
+
+use crate::error::chain;
+use crate::group::Group;
+use crate::layer::{LiveLayer, NextLayer, build, largest};
+use crate::planner::topology;
+use crate::stages::with_reserved_slots;
+use crate::{ExpertSource, LiveConfig, LiveError};
+
+/// A group that a rank is in.
+#[derive(Debug)]
+pub(crate) struct InGroup {
+    pub(crate) comm: Arc<dyn Communicator>,
+    pub(crate) members: Vec<u64>,
+    pub(crate) topology: Topology,
+    pub(crate) dispatcher: Arc<dyn TokenDispatcher>,
+    /// Bytes of the largest expert of each layer, on any rank.
+    pub(crate) expert_bytes: Vec<u64>,
+}
+
+impl InGroup {
+    pub(crate) fn rank(&self) -> Rank {
+        self.comm.rank()
+    }
+}
+
+/// What a member brings into a group.
+#[derive(Debug, Serialize, Deserialize)]
+struct Inventory {
+    /// Steps done; 0 of a newcomer.
+    step: u64,
+    layers: Vec<LayerInventory>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct LayerInventory {
+    num_experts: usize,
+    /// The experts that the member holds, slot by slot.
+    held: Vec<usize>,
+    generation: u64,
+    expert_bytes: u64,
+}
+
+/// What is known of a group when it has formed.
+pub(crate) struct Formed {
+    pub(crate) group: InGroup,
+    /// Steps done, the same on all ranks.
+    pub(crate) step: u64,
+    /// Whether this is the first group: it has read the first placement.
+    pub(crate) first: bool,
+}
+
+/// Enters a group: all ranks tell each other what they hold, and make the same tables of it.
+///
+/// Nothing but what is held counts, so that it does not matter which of the ranks had committed
+/// what when their last group ended.
+pub(crate) fn form(
+    group: Group,
+    config: &LiveConfig,
+    layers: &mut [LiveLayer],
+    initial: &ModelPlacement,
+    source: &dyn ExpertSource,
+    step: u64,
+) -> Result<Formed, LiveError> {
+    let (comm, members) = (group.comm, group.members);
+    let own = Inventory {
+        step,
+        layers: layers.iter().map(inventory).collect(),
+    };
+    let all: Vec<Inventory> = gather(comm.as_ref(), &own)?;
+    check(&all, layers)?;
+    let num_ranks = comm.size();
+    let topology = topology(num_ranks, config.nodes)?;
+    let dispatcher: Arc<dyn TokenDispatcher> = match num_ranks {
+        1 => Arc::new(Local),
+        _ => Arc::new(EpDispatcher::new(comm.clone())),
+    };
+    let first = all
+        .iter()
+        .all(|i| i.layers.iter().all(|l| l.held.is_empty()));
+    let mut expert_bytes = Vec::with_capacity(layers.len());
+    for (l, layer) in layers.iter_mut().enumerate() {
+        let of_layer =
+            |i: &'_ Inventory| -> (u64, u64) { (i.layers[l].generation, i.layers[l].expert_bytes) };
+        let generation = all.iter().map(|i| of_layer(i).0).max().unwrap_or(0);
+        let generation = if first { 0 } else { generation + 1 };
+        let (placement, absent) = if first {
+            (initial.layers()[l].clone(), BTreeSet::new())
+        } else {
+            placement_of(&all, l, &initial.layers()[l])?
+        };
+        let table = RoutingTable::new(
+            placement,
+            topology.clone(),
+            layer.parts.num_fused_shared(),
+            generation,
+        )?;
+        let weights = if first {
+            let read = read(l, &table, comm.rank(), source);
+            agree(comm.as_ref(), read)?
+        } else {
+            layer.held().into_iter().collect()
+        };
+        let largest_here = largest(weights.values());
+        let largest_anywhere = all.iter().map(|i| of_layer(i).1).max().unwrap_or(0);
+        expert_bytes.push(largest_here.max(largest_anywhere));
+        let next = NextLayer {
+            table: Arc::new(table),
+            weights,
+            absent: absent.clone(),
+            dispatcher: dispatcher.clone(),
+            selector: config.selector.clone(),
+        };
+        let next = build(&layer.parts, layer.current().as_deref(), &next)?;
+        layer.commit(Arc::new(next), absent);
+    }
+    if first {
+        let all: Vec<Vec<u64>> = gather(comm.as_ref(), &expert_bytes)?;
+        for (l, bytes) in expert_bytes.iter_mut().enumerate() {
+            *bytes = all
+                .iter()
+                .filter_map(|rank| rank.get(l))
+                .copied()
+                .max()
+                .unwrap_or(0);
+        }
+    }
+    Ok(Formed {
+        group: InGroup {
+            comm,
+            members,
+            topology,
+            dispatcher,
+            expert_bytes,
+        },
+        step: all.iter().map(|i| i.step).max().unwrap_or(0),
+        first,
+    })
+}
+
+fn inventory(layer: &LiveLayer) -> LayerInventory {
+    let held = layer.held();
+    LayerInventory {
+        num_experts: layer.parts.num_experts(),
+        held: held.iter().map(|(expert, _)| expert.index()).collect(),
+        generation: layer.generation(),
+        expert_bytes: largest(held.iter().map(|(_, weights)| weights)),
+    }
+}
+
+/// The values of all ranks, in rank order.
+fn gather<T: Serialize + for<'de> Deserialize<'de>>(
+    comm: &dyn Communicator,
+    value: &T,
+) -> Result<Vec<T>, LiveError> {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|e| LiveError::Config(format!("a rank cannot tell what it holds: {e}")))?;
+    let blocks = comm.all_gather_v(bytes.into())?;
+    let parse = |(rank, block): (usize, moekit_parallel::Buffer)| {
+        serde_json::from_slice(&block.to_bytes()).map_err(|e| LiveError::Message {
+            rank: Rank::new(rank),
+            problem: format!("it does not tell what the rank holds: {e}"),
+        })
+    };
+    blocks
+        .into_buffers()
+        .into_iter()
+        .enumerate()
+        .map(parse)
+        .collect()
+}
+
+/// Whether all ranks have the same layers.
+fn check(all: &[Inventory], layers: &[LiveLayer]) -> Result<(), LiveError> {
+    for (rank, inventory) in all.iter().enumerate() {
+        let disagreement = |what, theirs: usize, ours: usize| {
+            Err(LiveError::Disagreement {
+                rank: Rank::new(rank),
+                what,
+                theirs: theirs as u64,
+                ours: ours as u64,
+            })
+        };
+        if inventory.layers.len() != layers.len() {
+            return disagreement("layers:", inventory.layers.len(), layers.len());
+        }
+        for (theirs, ours) in inventory.layers.iter().zip(layers) {
+            let (theirs, ours) = (theirs.num_experts, ours.parts.num_experts());
+            if theirs != ours {
+                return disagreement("experts in a layer:", theirs, ours);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the ranks hold of a layer, with slots reserved for what none of them holds.
+fn placement_of(
+    all: &[Inventory],
+    layer: usize,
+    initial: &Placement,
+) -> Result<(Placement, BTreeSet<LogicalExpert>), LiveError> {
+    let experts = initial.num_logical_experts();
+    let held: Vec<Vec<LogicalExpert>> = all
+        .iter()
+        .map(|i| {
+            i.layers[layer]
+                .held
+                .iter()
+                .copied()
+                .map(LogicalExpert::new)
+                .collect()
+        })
+        .collect();
+    let mut absent: BTreeSet<LogicalExpert> = (0..experts).map(LogicalExpert::new).collect();
+    held.iter().flatten().for_each(|expert| {
+        absent.remove(expert);
+    });
+    // A placement of no use to anybody: each absent expert goes where there is most room.
+    let nowhere = Placement::new(experts, (0..experts).collect(), vec![0, experts])?;
+    let wanted =
+        moekit_placement::placement_in_group(&nowhere, &[Rank::new(all.len())], all.len() + 1)?;
+    Ok((with_reserved_slots(held, &absent, &wanted)?, absent))
+}
+
+/// The experts of a rank's slots, from the checkpoint.
+fn read(
+    layer: usize,
+    table: &RoutingTable,
+    rank: Rank,
+    source: &dyn ExpertSource,
+) -> Result<BTreeMap<LogicalExpert, Arc<ExpertMlp>>, LiveError> {
+    let mut weights = BTreeMap::new();
+    for &expert in table.placement().experts_of(rank).unwrap_or_default() {
+        if weights.contains_key(&expert) {
+            continue;
+        }
+        let read = source
+            .read(layer, expert)
+            .map_err(|source| LiveError::Source {
+                layer,
+                expert,
+                source,
+            })?;
+        weights.insert(expert, read);
+    }
+    Ok(weights)
+}
+
+/// The value, if all ranks have theirs; a rank's own error, or the first of another.
+fn agree<T>(comm: &dyn Communicator, result: Result<T, LiveError>) -> Result<T, LiveError> {
+    let problem = result.as_ref().err().map(|e| chain(e));
+    let all: Vec<Option<String>> = gather(comm, &problem)?;
+    let value = result?;
+    match all
+        .into_iter()
+        .enumerate()
+        .find_map(|(rank, p)| Some((rank, p?)))
+    {
+        None => Ok(value),
+        Some((rank, problem)) => Err(LiveError::Message {
+            rank: Rank::new(rank),
+            problem,
+        }),
+    }
+}

@@ -1,0 +1,225 @@
+//! What rank 0 decides, and nobody else.
+
+use moekit_placement::{Placement, PlacementError};
+use moekit_routing::Rank;
+
+use crate::LiveConfig;
+use crate::change::Detector;
+use crate::frame::Command;
+use crate::load::LoadWindow;
+use crate::planner::{Plan, Snapshot};
+use crate::state::LoadReport;
+use crate::task::Task;
+
+/// Planners that never returned, at most: each holds a thread.
+const MAX_ABANDONED: usize = 8;
+
+/// Rank 0 of a group.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    window: LoadWindow,
+    detector: Option<Detector>,
+    task: Option<Task<Result<Plan, PlacementError>>>,
+    /// Planners that were given up.
+    abandoned: usize,
+    /// Whether the ranks have changed since the last plan was carried out.
+    pub(crate) reshape: bool,
+    /// Whether something failed and is due again.
+    again: bool,
+    /// Whether a trigger that looks at the balance has fired.
+    alarm: bool,
+    shape: [usize; 3],
+    delivered_at: u64,
+}
+
+/// What rank 0 looks at between two steps.
+pub(crate) struct View<'a> {
+    pub(crate) config: &'a LiveConfig,
+    /// Steps done.
+    pub(crate) step: u64,
+    pub(crate) placements: Vec<Placement>,
+    pub(crate) expert_bytes: &'a [u64],
+    /// Ranks that want to leave, `[R]`.
+    pub(crate) leaving: &'a [bool],
+    pub(crate) waiting: usize,
+    /// Whether any layer has experts that nobody holds.
+    pub(crate) any_absent: bool,
+    /// Whether a migration is under way.
+    pub(crate) moving: bool,
+    /// From which step on something may be tried, after a failure.
+    pub(crate) retry: Option<u64>,
+}
+
+impl Leader {
+    /// # Arguments
+    ///
+    /// - `shape` - `[layers, experts, ranks]`.
+    pub(crate) fn new(config: &LiveConfig, shape: [usize; 3], reshape: bool, step: u64) -> Self {
+        Self {
+            window: LoadWindow::new(config.window, shape[0], shape[1]),
+            detector: config.triggers.change.map(Detector::new),
+            task: None,
+            abandoned: 0,
+            reshape,
+            again: false,
+            alarm: false,
+            shape,
+            delivered_at: step,
+        }
+    }
+
+    /// Takes in the loads of all ranks, `[L * E]` then `[L * R]` each, or empty.
+    pub(crate) fn deliver(
+        &mut self,
+        loads: &[Vec<u64>],
+        step: u64,
+        config: &LiveConfig,
+    ) -> Option<LoadReport> {
+        let [layers, experts, ranks] = self.shape;
+        let mut sum = vec![0_u64; layers * (experts + ranks)];
+        let size = sum.len();
+        let whole = loads.iter().filter(|load| load.len() == size);
+        let mut any = false;
+        for load in whole {
+            any = true;
+            sum.iter_mut().zip(load).for_each(|(sum, n)| *sum += n);
+        }
+        if !any {
+            return None;
+        }
+        let (counts, served) = sum.split_at(layers * experts);
+        self.window.push(counts);
+        let tokens = served.chunks_exact(ranks).map(<[u64]>::to_vec).collect();
+        let report = LoadReport::new(step - self.delivered_at, tokens);
+        self.delivered_at = step;
+        let below = config.triggers.balance_below;
+        self.alarm |= below.is_some_and(|limit| report.aggregate < limit);
+        if let Some(detector) = &mut self.detector {
+            self.alarm |= detector.push(report.aggregate);
+        }
+        Some(report)
+    }
+
+    /// After a migration, or its failure.
+    pub(crate) fn migration_ended(&mut self, failed: bool) {
+        self.again = failed;
+        self.reshape &= failed;
+        if let Some(detector) = &mut self.detector {
+            detector.reset();
+        }
+        self.alarm = false;
+    }
+
+    /// What all ranks do next, if anything changes.
+    pub(crate) fn decide(&mut self, view: &View<'_>) -> Option<Command> {
+        if let Some(command) = self.harvest(view) {
+            return Some(command);
+        }
+        if view.moving || self.task.is_some() || view.retry.is_some_and(|at| view.step < at) {
+            return None;
+        }
+        if view.any_absent {
+            return Some(Command::Restore);
+        }
+        let holds = |rank: usize| {
+            let slots =
+                |p: &Placement| p.experts_of(Rank::new(rank)).is_some_and(|s| !s.is_empty());
+            view.placements.iter().any(slots)
+        };
+        let leaving = (0..view.leaving.len()).filter(|&rank| view.leaving[rank]);
+        let empty_handed = leaving.clone().any(|rank| !holds(rank));
+        if view.waiting > 0 || empty_handed {
+            return Some(Command::Regroup);
+        }
+        let mandatory = self.reshape || leaving.clone().next().is_some();
+        let interval = view.config.triggers.interval;
+        let due = interval.is_some_and(|every| view.step.is_multiple_of(every));
+        if mandatory || self.again || self.alarm || due {
+            return Some(self.start(view, mandatory));
+        }
+        None
+    }
+
+    fn start(&mut self, view: &View<'_>, mandatory: bool) -> Command {
+        self.alarm = false;
+        if self.abandoned >= MAX_ABANDONED {
+            let reason = format!(
+                "{} planners never returned, no other is started",
+                self.abandoned
+            );
+            return Command::Fail { reason };
+        }
+        let ranks = 0..view.leaving.len();
+        let active: Vec<Rank> = ranks.filter(|&r| !view.leaving[r]).map(Rank::new).collect();
+        if active.is_empty() {
+            let reason = "all ranks want to leave, one must stay".to_owned();
+            return Command::Fail { reason };
+        }
+        let load = match self.window.trace() {
+            Ok(load) => load,
+            Err(error) => {
+                return Command::Fail {
+                    reason: error.to_string(),
+                };
+            }
+        };
+        let snapshot = Snapshot {
+            current: view.placements.clone(),
+            expert_bytes: view.expert_bytes.to_vec(),
+            load,
+            load_steps: self.window.weight() * view.config.load_interval as f64,
+            active,
+            mandatory,
+            ..Snapshot::new(view.config)
+        };
+        match Task::spawn("the planner", view.step, move || snapshot.plan()) {
+            Ok(task) => self.task = Some(task),
+            Err(reason) => return Command::Fail { reason },
+        }
+        self.again = false;
+        self.harvest(view).unwrap_or(Command::Planning)
+    }
+
+    /// What came of the planner, if it is done or given up.
+    fn harvest(&mut self, view: &View<'_>) -> Option<Command> {
+        let task = self.task.as_ref()?;
+        let Some(result) = task.poll(view.config.synchronous) else {
+            let (since, deadline) = (task.since, view.config.deadline_steps);
+            if view.step - since <= deadline {
+                return None;
+            }
+            self.task = None;
+            self.abandoned += 1;
+            self.again = true;
+            let reason = format!(
+                "the planner that began in step {since} has not returned in {deadline} steps"
+            );
+            return Some(Command::Fail { reason });
+        };
+        self.task = None;
+        let plan = match result {
+            Ok(Ok(plan)) => plan,
+            Ok(Err(error)) => return Some(self.failed(error.to_string())),
+            Err(panic) => return Some(self.failed(panic)),
+        };
+        if plan.target == view.placements {
+            self.reshape = false;
+            let reason = "it is the placement in force".to_owned();
+            return Some(Command::Skip { reason });
+        }
+        let objection = view.config.cost.filter(|_| !plan.mandatory);
+        let objection = objection.and_then(|cost| cost.objection(plan.gain, plan.bytes));
+        Some(match objection {
+            Some(reason) => Command::Skip { reason },
+            None => Command::Adopt {
+                layers: plan.target,
+                gain: plan.gain,
+            },
+        })
+    }
+
+    fn failed(&mut self, reason: String) -> Command {
+        self.again = true;
+        Command::Fail { reason }
+    }
+}

@@ -1,0 +1,325 @@
+//! Small layers, ranks that are threads, and a watchdog.
+#![allow(dead_code, unreachable_pub, reason = "a module of several tests")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+pub mod faulty;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use bytes::Bytes;
+use moekit_fused_moe::{ForwardOptions, FusedMoe, FusedMoeConfig, GateTensors, Reduction};
+use moekit_live::{
+    Event, ExpertSource, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank, Membership,
+    SourceError,
+};
+use moekit_placement::{
+    ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
+};
+use moekit_quant::{
+    CodeFormat, ExpertLayout, ExpertLinear, ExpertMlp, ExpertWeights, MlpNames, MoeLayerSpec,
+    PackedMatrix, RouterSpec,
+};
+use moekit_routing::LogicalExpert;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+pub const EXPERTS: usize = 6;
+pub const HIDDEN: usize = 8;
+pub const WIDTH: usize = 4;
+pub const TOP_K: usize = 2;
+
+/// Runs `test` on a thread and fails if it does not end: nothing may hang.
+pub fn watched<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, wait) = channel();
+    let thread = thread::spawn(move || {
+        let value = test();
+        done.send(value).ok();
+    });
+    match wait.recv_timeout(Duration::from_secs(300)) {
+        Ok(value) => value,
+        Err(RecvTimeoutError::Timeout) => panic!("the test hangs"),
+        Err(RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => panic!("the test ended without a value"),
+        },
+    }
+}
+
+fn floats(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    (0..count)
+        .map(|_| rng.random_range(-1.0_f32..1.0))
+        .collect()
+}
+
+fn linear(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> ExpertLinear {
+    let codes: Bytes = floats(rng, rows * cols)
+        .into_iter()
+        .flat_map(f32::to_le_bytes)
+        .collect();
+    ExpertLinear::new(PackedMatrix::contiguous(CodeFormat::F32, [rows, cols], codes).unwrap())
+}
+
+/// The model of a test: layers of which every rank can be made, and where experts are read.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub parts: Vec<LayerParts>,
+    pub source: Arc<Shard>,
+    reference: Vec<Arc<FusedMoe>>,
+    pub hidden: usize,
+}
+
+/// Experts in memory that can vanish.
+#[derive(Debug, Default)]
+pub struct Shard {
+    experts: Vec<Vec<Arc<ExpertMlp>>>,
+    pub gone: AtomicBool,
+    /// Experts read after the first placement.
+    pub reads: Mutex<Vec<(usize, usize)>>,
+}
+
+impl ExpertSource for Shard {
+    fn read(&self, layer: usize, expert: LogicalExpert) -> Result<Arc<ExpertMlp>, SourceError> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err("shard 2 of 3: no such file".into());
+        }
+        self.reads.lock().unwrap().push((layer, expert.index()));
+        Ok(self.experts[layer][expert.index()].clone())
+    }
+}
+
+impl Model {
+    /// Unquantized layers of random experts.
+    pub fn random(layers: usize, reduction: Reduction) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut parts = Vec::new();
+        let mut experts = Vec::new();
+        for layer in 0..layers {
+            let layout = ExpertLayout::PerExpert {
+                module: "experts".to_owned(),
+                names: MlpNames::w123(),
+                bias: false,
+            };
+            let sizes = [EXPERTS, TOP_K, HIDDEN, WIDTH];
+            let spec = MoeLayerSpec::new(layer, sizes, layout, RouterSpec::new("gate.weight"));
+            let gate = GateTensors::new(floats(&mut rng, EXPERTS * HIDDEN));
+            let config = FusedMoeConfig::from_spec(&spec).with_reduction(reduction);
+            parts.push(LayerParts::new(spec, config, gate));
+            let expert = |_| {
+                let gate = linear(&mut rng, WIDTH, HIDDEN);
+                let (up, down) = (
+                    linear(&mut rng, WIDTH, HIDDEN),
+                    linear(&mut rng, HIDDEN, WIDTH),
+                );
+                Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
+            };
+            experts.push((0..EXPERTS).map(expert).collect());
+        }
+        Self::new(parts, experts, HIDDEN)
+    }
+
+    pub fn new(parts: Vec<LayerParts>, experts: Vec<Vec<Arc<ExpertMlp>>>, hidden: usize) -> Self {
+        let reference = parts
+            .iter()
+            .zip(&experts)
+            .map(|(parts, experts)| Arc::new(one_rank(parts, experts)))
+            .collect();
+        let source = Shard {
+            experts,
+            ..Shard::default()
+        };
+        Self {
+            parts,
+            source: Arc::new(source),
+            reference,
+            hidden,
+        }
+    }
+
+    /// Experts dealt to the ranks like cards.
+    pub fn dealt(&self, ranks: usize) -> ModelPlacement {
+        let experts = self.source.experts[0].len();
+        let dealt: Vec<Vec<usize>> = (0..ranks)
+            .map(|rank| (rank..experts).step_by(ranks).collect())
+            .collect();
+        let layer = Placement::from_ranks(experts, &dealt).unwrap();
+        ModelPlacement::new(vec![layer; self.parts.len()]).unwrap()
+    }
+
+    pub fn start(
+        &self,
+        membership: impl Membership + 'static,
+        ranks: usize,
+        config: LiveConfig,
+    ) -> Result<LiveRank, LiveError> {
+        let (parts, source) = (self.parts.clone(), self.source.clone());
+        LiveRank::start(membership, parts, source, self.dealt(ranks), config)
+    }
+
+    /// The tokens of a member in a step, of none in some steps.
+    pub fn tokens(&self, layer: usize, member: u64, step: u64) -> Tensor<2> {
+        let count = ((member + step + layer as u64) % 4) as usize * 2;
+        let mut rng = ChaCha8Rng::seed_from_u64(1000 * step + member);
+        rng.set_stream(layer as u64);
+        let data = TensorData::new(floats(&mut rng, count * self.hidden), [count, self.hidden]);
+        Tensor::from_data(data, &Device::flex())
+    }
+
+    /// One step of a rank: every layer's output is compared with that of one rank which holds all.
+    ///
+    /// # Returns
+    ///
+    /// Tokens that were not served.
+    pub fn step(&self, live: &LiveRank, member: u64, exact: bool) -> Result<usize, LiveError> {
+        let mut unserved = 0;
+        for layer in 0..self.parts.len() {
+            let tokens = self.tokens(layer, member, live.step());
+            let got = live.forward(layer, tokens.clone(), ForwardOptions::new())?;
+            self.compare(layer, tokens, &got, exact);
+            unserved += got.unserved.len();
+        }
+        Ok(unserved)
+    }
+
+    pub fn compare(&self, layer: usize, tokens: Tensor<2>, got: &LiveOutput, exact: bool) {
+        let expected = self.reference[layer].forward(tokens).unwrap();
+        let (expected, got_values) = (values(expected), values(got.inner.output.clone()));
+        assert_eq!(expected.len(), got_values.len());
+        let rows = expected
+            .chunks(self.hidden)
+            .zip(got_values.chunks(self.hidden));
+        let mut unserved = got.unserved.iter().map(|u| u.token).peekable();
+        for (token, (expected, got)) in rows.enumerate() {
+            if unserved.next_if_eq(&token).is_some() {
+                assert!(got.iter().all(|v| v.is_nan()));
+                continue;
+            }
+            let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+            for (e, g) in expected.iter().zip(got) {
+                if exact {
+                    assert_eq!(e.to_bits(), g.to_bits(), "layer {layer}: {e} became {g}");
+                } else {
+                    assert!(
+                        (e - g).abs() <= 1e-5 * largest,
+                        "layer {layer}: {e} became {g}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+pub fn values(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().unwrap()
+}
+
+/// The layer on one rank.
+pub fn one_rank(parts: &LayerParts, experts: &[Arc<ExpertMlp>]) -> FusedMoe {
+    let first = &experts[0];
+    let (hidden, width) = (first.hidden_size(), first.intermediate_size());
+    let weights = ExpertWeights::new(hidden, width, experts.to_vec()).unwrap();
+    let weights = match parts.shared() {
+        Some(shared) => weights.with_shared(shared.clone()).unwrap(),
+        None => weights,
+    };
+    parts
+        .config()
+        .init_packed(parts.gate().clone(), Arc::new(weights), &Device::flex())
+        .unwrap()
+}
+
+/// Passes every expert on by some slots: each plan moves something.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Rotate {
+    pub by: usize,
+}
+
+#[typetag::serde(name = "live-test-rotate")]
+impl PlacementStrategy for Rotate {
+    fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
+        let (experts, slots) = (request.num_logical_experts(), request.num_slots());
+        let layer = |l: usize| {
+            let current = request
+                .current()
+                .map(|c| c.layers()[l].physical_to_logical());
+            let next = match current.filter(|c| c.len() == slots) {
+                Some(current) => (0..slots)
+                    .map(|s| current[(s + self.by) % slots].index())
+                    .collect(),
+                None => (0..slots).map(|s| s % experts).collect(),
+            };
+            Placement::new(experts, next, request.rank_offsets())
+        };
+        let layers = (0..request.num_layers())
+            .map(layer)
+            .collect::<Result<_, _>>()?;
+        ModelPlacement::new(layers)
+    }
+}
+
+pub fn rotating() -> LiveConfig {
+    LiveConfig::new(Arc::new(Rotate { by: 1 }))
+        .with_interval(3)
+        .with_retry(2)
+}
+
+/// What a rank saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub events: Vec<Event>,
+    pub errors: Vec<String>,
+    pub unserved: usize,
+    pub placements: Vec<Placement>,
+    pub absent: usize,
+    pub states: Vec<String>,
+}
+
+impl Seen {
+    pub fn commits(&self) -> usize {
+        let commit = |e: &&Event| matches!(e, Event::Committed { .. });
+        self.events.iter().filter(commit).count()
+    }
+
+    pub fn failures(&self) -> Vec<&str> {
+        self.events
+            .iter()
+            .filter_map(|e| match e {
+                Event::Failed { reason } => Some(reason.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// Runs steps until `steps` are done, or the rank has left, and recovers from errors on the way.
+pub fn run(model: &Model, mut live: LiveRank, member: u64, steps: u64, exact: bool) -> Seen {
+    let mut seen = Seen::default();
+    while live.step() < steps {
+        let step = model
+            .step(&live, member, exact)
+            .and_then(|unserved| Ok((unserved, live.end_step()?)));
+        match step {
+            Ok((unserved, report)) => {
+                seen.unserved += unserved;
+                seen.states.push(report.state.to_string());
+                seen.events.extend(report.events);
+            }
+            Err(error) if error.ends_group() => {
+                seen.errors.push(error.to_string());
+                seen.events.push(live.recover().unwrap());
+            }
+            Err(error) => panic!("{error}"),
+        }
+        if seen.events.last() == Some(&Event::Left) {
+            return seen;
+        }
+    }
+    seen.placements = live.placements();
+    seen.absent = (0..model.parts.len()).map(|l| live.absent(l).len()).sum();
+    seen
+}

@@ -91,11 +91,10 @@ impl ModelPlacement {
                 let got = layer
                     .slot_range(Rank::new(r))
                     .map_or(0, |range| range.len());
-                same(
-                    format!("number of slots of rank {r} in layer {l}"),
-                    got,
-                    slots,
-                )?;
+                if got != slots {
+                    let what = format!("number of slots of rank {r} in layer {l}");
+                    return same(what, got, slots);
+                }
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use moekit_placement::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use greedy::Hierarchy;
+use greedy::{Greedy, Hierarchy};
 
 const NAME: &str = "eplb";
 
@@ -79,12 +79,12 @@ impl Default for Eplb {
 #[typetag::serde(name = "eplb")]
 impl PlacementStrategy for Eplb {
     fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
-        let hierarchy = match request.load() {
-            Some(_) => Some(self.hierarchy(request)?),
+        let mut greedy = match request.load() {
+            Some(_) => Some(Greedy::new(self.hierarchy(request)?)),
             None => None,
         };
         let layers = (0..request.num_layers())
-            .map(|layer| self.place_layer(request, layer, hierarchy.as_ref()))
+            .map(|layer| self.place_layer(request, layer, greedy.as_mut()))
             .collect::<Result<_, _>>()?;
         ModelPlacement::new(layers)
     }
@@ -110,15 +110,12 @@ impl Eplb {
         &self,
         request: &PlacementRequest<'_>,
         layer: usize,
-        hierarchy: Option<&Hierarchy>,
+        greedy: Option<&mut Greedy>,
     ) -> Result<Placement, PlacementError> {
         let experts = request.num_logical_experts();
         let load = request.load().and_then(|load| load.layer(layer));
-        let mut slots = match (hierarchy, load) {
-            (Some(hierarchy), Some(load)) if load.iter().any(|&l| l > 0.0) => {
-                let load: Vec<f32> = load.iter().map(|&l| l as f32).collect();
-                hierarchy.place(&load)
-            }
+        let mut slots = match (greedy, load) {
+            (Some(greedy), Some(load)) if load.iter().any(|&l| l > 0.0) => greedy.place(load),
             _ => (0..request.num_slots())
                 .map(|slot| slot % experts)
                 .collect(),

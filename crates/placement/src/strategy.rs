@@ -3,7 +3,10 @@ use std::fmt::Debug;
 use moekit_plugin::Registry;
 use serde_json::Value;
 
-use crate::{ModelPlacement, PlacementError, PlacementRequest};
+use crate::{
+    MigrationBudget, MigrationPlanner, ModelPlacement, PlacementChange, PlacementError,
+    PlacementRequest, StepBudget,
+};
 
 /// The kind under which strategies register.
 pub const STRATEGY_KIND: &str = "placement strategy";
@@ -69,6 +72,40 @@ impl dyn PlacementStrategy + '_ {
                 strategy: self.name().to_owned(),
                 message: error.to_string(),
             }),
+        }
+    }
+
+    /// [`plan`](#method.plan), held to the migration budget of the request. The plan of a strategy
+    /// that does not keep it itself is cut to what the budget allows, the largest gain per slot
+    /// first ([`MigrationPlanner::cut`]); a budget that pays for no part of it leaves the placement
+    /// in force.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`plan`](#method.plan), and of the cut.
+    pub fn plan_within_budget(
+        &self,
+        request: &PlacementRequest<'_>,
+    ) -> Result<ModelPlacement, PlacementError> {
+        let plan = self.plan(request)?;
+        let (Some(current), Some(load), MigrationBudget::Slots(slots)) =
+            (request.current(), request.load(), request.budget())
+        else {
+            return Ok(plan);
+        };
+        let layers = current.layers().iter().zip(plan.layers());
+        let received = layers.map(|(old, new)| PlacementChange::between(old, new).slots_received());
+        if self.capabilities().keeps_budget || received.sum::<usize>() <= slots {
+            return Ok(plan);
+        }
+        let planner = MigrationPlanner::new(request.topology());
+        let cut = planner.cut(current, &plan, load, StepBudget::Slots(slots));
+        match cut {
+            Ok(cut) => Ok(cut.reached),
+            Err(PlacementError::BudgetTooSmall { .. }) if current.check_slots(request).is_ok() => {
+                Ok(current.clone())
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -134,7 +134,8 @@ fn plans_see_their_window_and_nothing_else() {
     let budget = MigrationBudget::Slots(7);
     let simulation = Simulation::new(&trace, shape, 2, 1)
         .unwrap()
-        .with_budget(budget);
+        .with_budget(budget)
+        .with_expert_bytes(3);
     let strategy = ByLoad::default();
     let run = simulation.run(&strategy, &mut EqualSplit).unwrap();
     let seen = |total, has_current, budget| Seen {
@@ -151,12 +152,40 @@ fn plans_see_their_window_and_nothing_else() {
             seen(12.0, true, budget),
         ]
     );
+    assert_eq!(
+        (run.report.slots_moved, run.report.bytes_moved),
+        (2, Some(6))
+    );
+    assert_eq!(run.report.migration_rounds_mean, 0.5);
     // The second plan swaps the two experts, the third keeps them.
     assert_eq!(
         (run.report.replans, run.report.slots_moved_fraction),
         (2, 0.5)
     );
     assert!(run.report.plan_seconds_per_interval > 0.0);
+}
+
+#[test]
+fn the_plans_of_strategies_without_a_budget_are_cut() {
+    let trace = trace(&[
+        &[9.0, 0.0, 9.0, 5.0, 4.0, 5.0, 4.0, 0.0],
+        &[1.0, 9.0, 1.0, 4.0, 5.0, 4.0, 5.0, 9.0],
+        &[1.0, 9.0, 1.0, 4.0, 5.0, 4.0, 5.0, 9.0],
+    ]);
+    let topology = Topology::new(4).unwrap();
+    let moved = |budget| {
+        let shape = PlacementRequest::new(1, 8, &topology).unwrap();
+        let simulation = Simulation::new(&trace, shape, 1, 1).unwrap();
+        let simulation = simulation.with_budget(budget);
+        let run = simulation.run(&ByLoad::default(), &mut EqualSplit).unwrap();
+        (run.report.slots_moved, run.placements)
+    };
+    let (all, placements) = moved(MigrationBudget::Unlimited);
+    assert!(all > 3 && placements[0] != placements[1]);
+    let (some, _) = moved(MigrationBudget::Slots(3));
+    assert!((1..=3).contains(&some), "{some} of {all}");
+    let (none, placements) = moved(MigrationBudget::Slots(0));
+    assert!(none == 0 && placements[0] == placements[1]);
 }
 
 #[test]
@@ -280,6 +309,9 @@ fn the_report_has_its_names() {
         "bound",
         "certificate_gap_mean",
         "slots_moved_fraction",
+        "slots_moved",
+        "bytes_moved",
+        "migration_rounds_mean",
         "off_node_fraction",
         "plan_seconds_per_interval",
         "split_micros_per_layer",

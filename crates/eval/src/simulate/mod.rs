@@ -11,10 +11,10 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use moekit_placement::{
-    LoadTrace, MigrationBudget, ModelPlacement, PlacementChange, PlacementRequest,
-    PlacementStrategy, balance,
+    LoadTrace, MigrationBudget, MigrationPlanner, ModelPlacement, PlacementChange,
+    PlacementRequest, PlacementStrategy, balance,
 };
-use moekit_routing::RoutingTable;
+use moekit_routing::{RoutingTable, Topology};
 
 use crate::EvalError;
 use report::{Balances, mean};
@@ -80,6 +80,7 @@ pub struct Simulation<'a> {
     window: usize,
     interval: usize,
     budget: MigrationBudget,
+    expert_bytes: Option<u64>,
     certificate: Option<&'a dyn Certificate>,
     progress: Option<&'a dyn Fn(usize, usize)>,
 }
@@ -132,6 +133,7 @@ impl<'a> Simulation<'a> {
         Ok(Self {
             trace,
             budget: shape.budget(),
+            expert_bytes: None,
             shape,
             window,
             interval,
@@ -140,10 +142,18 @@ impl<'a> Simulation<'a> {
         })
     }
 
-    /// How much may move at each re-plan.
+    /// How much may move at each re-plan. The plan of a strategy that does not keep it is cut, see
+    /// `plan_within_budget` of strategies.
     #[must_use]
     pub fn with_budget(mut self, budget: MigrationBudget) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// The bytes of one expert, for the bytes that re-plans move.
+    #[must_use]
+    pub fn with_expert_bytes(mut self, bytes: u64) -> Self {
+        self.expert_bytes = Some(bytes);
         self
     }
 
@@ -207,12 +217,13 @@ impl<'a> Simulation<'a> {
             request = request.with_current(current, self.budget)?;
         }
         let start = Instant::now();
-        let placement = strategy.plan(&request)?;
+        let placement = strategy.plan_within_budget(&request)?;
         run.plan_seconds += start.elapsed().as_secs_f64();
         if let Some(current) = current {
             let moved = |(old, new)| PlacementChange::between(old, new).slots_received();
             let layers = current.layers().iter().zip(placement.layers());
             run.slots_moved += layers.map(moved).sum::<usize>();
+            run.rounds += self.rounds(current, &placement)?;
             run.replans += 1;
         }
         for (layer, load) in placement.layers().iter().zip(load.layers()) {
@@ -224,6 +235,18 @@ impl<'a> Simulation<'a> {
         }
         run.placements.push(placement);
         Ok(())
+    }
+
+    /// Rounds of the migration to a plan, over all layers.
+    fn rounds(&self, current: &ModelPlacement, plan: &ModelPlacement) -> Result<usize, EvalError> {
+        let (topology, ranks) = (self.shape.topology(), current.num_ranks());
+        // A group that shrinks migrates in the larger of its two sizes.
+        let larger = match ranks > topology.num_ranks() {
+            true => Topology::new(ranks)?,
+            false => topology.clone(),
+        };
+        let migration = MigrationPlanner::new(&larger).model(current, plan)?;
+        Ok(migration.summary().rounds)
     }
 
     fn measure(
@@ -295,6 +318,12 @@ impl<'a> Simulation<'a> {
             bound: mean(&run.bounds),
             certificate_gap_mean: mean(&run.gaps),
             slots_moved_fraction: run.slots_moved as f64 / (slots * run.replans.max(1)) as f64,
+            slots_moved: run.slots_moved,
+            bytes_moved: self
+                .expert_bytes
+                .map(|bytes| bytes.saturating_mul(run.slots_moved as u64)),
+            migration_rounds_mean: run.rounds as f64
+                / (self.shape.num_layers() * run.replans.max(1)) as f64,
             off_node_fraction: if run.tokens > 0.0 {
                 run.off_node / run.tokens
             } else {
@@ -321,6 +350,7 @@ struct Run {
     placements: Vec<ModelPlacement>,
     plan_seconds: f64,
     slots_moved: usize,
+    rounds: usize,
     replans: usize,
     plan: Balances,
     bounds: Vec<f64>,

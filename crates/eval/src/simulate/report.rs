@@ -41,6 +41,13 @@ pub struct SimulationReport {
     /// Mean share of all slots that a re-plan filled with an expert which their rank did not hold.
     /// 0 if there was no re-plan.
     pub slots_moved_fraction: f64,
+    /// The same slots, over all re-plans and layers.
+    pub slots_moved: usize,
+    /// Their bytes, if the bytes of an expert are known.
+    pub bytes_moved: Option<u64>,
+    /// Mean number of rounds in which a layer's migration takes place, over re-plans and layers: in
+    /// each, a rank sends one expert and receives one.
+    pub migration_rounds_mean: f64,
     /// Share of the tokens that were served on another node than the one they came from.
     pub off_node_fraction: f64,
     /// Mean time of a plan.

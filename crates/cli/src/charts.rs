@@ -7,6 +7,8 @@ use plotters::prelude::*;
 use crate::error::{CliError, Result};
 
 const WIDTH: u32 = 960;
+/// Of ticks and axes.
+const LABELS: (&str, i32) = ("sans-serif", 12);
 const INK: RGBColor = RGBColor(51, 65, 85);
 /// Distinct also for colour-blind readers (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
@@ -94,14 +96,14 @@ pub(crate) fn heat_map(title: &str, loads: &[Vec<f64>]) -> Result<String> {
     {
         let height = 90 + (layers as u32 * 14).clamp(60, 900);
         let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        let caption = format!("{title} (largest {top:.3})");
+        let caption = format!("{title} (white at 1, full red at {:.3})", hottest(top));
         let mut chart = draw_chart(
             ChartBuilder::on(&root)
                 .caption(caption, ("sans-serif", 16, &INK))
                 .margin(10)
                 .x_label_area_size(34)
                 .y_label_area_size(44)
-                .build_cartesian_2d(0.0..ranks as f64, layers as f64..0.0),
+                .build_cartesian_2d(-0.5..ranks as f64 - 0.5, layers as f64 - 0.5..-0.5),
         )?;
         draw(
             chart
@@ -109,17 +111,17 @@ pub(crate) fn heat_map(title: &str, loads: &[Vec<f64>]) -> Result<String> {
                 .disable_mesh()
                 .x_desc("rank")
                 .y_desc("layer")
+                .x_labels(ranks.min(33))
                 .y_labels(layers.min(12))
-                .x_label_formatter(&|x| format!("{x:.0}"))
-                .y_label_formatter(&|y| match y.fract() == 0.0 {
-                    true => format!("{y:.0}"),
-                    false => String::new(),
-                })
+                .x_label_formatter(&whole_number)
+                .y_label_formatter(&whole_number)
+                .label_style(LABELS)
                 .draw(),
         )?;
         let cells = relative.iter().enumerate().flat_map(|(l, layer)| {
             layer.iter().enumerate().map(move |(r, &value)| {
-                let corners = [(r as f64, l as f64), (r as f64 + 1.0, l as f64 + 1.0)];
+                let (x, y) = (r as f64, l as f64);
+                let corners = [(x - 0.5, y - 0.5), (x + 0.5, y + 0.5)];
                 Rectangle::new(corners, heat(value, top).filled())
             })
         });
@@ -127,6 +129,19 @@ pub(crate) fn heat_map(title: &str, loads: &[Vec<f64>]) -> Result<String> {
         draw(root.present())?;
     }
     Ok(svg)
+}
+
+/// Where red is full: at the largest load, or a little above the mean if all are close to it.
+fn hottest(top: f64) -> f64 {
+    top.max(1.05)
+}
+
+/// The label of a tick, none between whole numbers.
+fn whole_number(value: &f64) -> String {
+    match value.fract() == 0.0 {
+        true => format!("{value:.0}"),
+        false => String::new(),
+    }
 }
 
 /// Blue below the mean, white at it, red above.
@@ -141,8 +156,7 @@ fn heat(value: f64, top: f64) -> RGBColor {
         )
     };
     if value >= 1.0 {
-        let range = (top - 1.0).max(0.05);
-        mix((178, 24, 43), ((value - 1.0) / range).min(1.0))
+        mix((178, 24, 43), (value - 1.0) / (hottest(top) - 1.0))
     } else {
         mix((33, 102, 172), (1.0 - value).min(1.0))
     }
@@ -179,8 +193,10 @@ pub(crate) fn bars(title: &str, values: &[(String, f64)]) -> Result<String> {
             chart
                 .configure_mesh()
                 .disable_x_mesh()
+                .light_line_style(WHITE)
                 .x_labels(2 * count + 1)
                 .x_label_formatter(&name)
+                .label_style(LABELS)
                 .draw(),
         )?;
         let rectangles = values.iter().enumerate().map(|(i, (_, value))| {
@@ -203,6 +219,8 @@ pub(crate) fn lines(title: &str, x_label: &str, series: &[(String, Vec<f64>)]) -
     let all = || series.iter().flat_map(|(_, values)| values.iter().copied());
     let (low, high) = (all().fold(1.0, f64::min), all().fold(0.0, f64::max));
     let margin = ((high - low) * 0.05).max(0.005);
+    // The legend stands above the lines: a tenth of the height for each.
+    let legend = (high - low + 2.0 * margin) * 0.1 * series.len() as f64;
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, 360)).into_drawing_area();
@@ -212,13 +230,18 @@ pub(crate) fn lines(title: &str, x_label: &str, series: &[(String, Vec<f64>)]) -
                 .margin(10)
                 .x_label_area_size(40)
                 .y_label_area_size(60)
-                .build_cartesian_2d(0.0..steps.max(1) as f64, low - margin..high + margin),
+                .build_cartesian_2d(
+                    0.0..steps.max(1) as f64,
+                    low - margin..high + margin + legend,
+                ),
         )?;
         draw(
             chart
                 .configure_mesh()
                 .light_line_style(WHITE)
                 .x_desc(x_label)
+                .x_label_formatter(&whole_number)
+                .label_style(LABELS)
                 .draw(),
         )?;
         for (i, (name, values)) in series.iter().enumerate() {
@@ -234,6 +257,7 @@ pub(crate) fn lines(title: &str, x_label: &str, series: &[(String, Vec<f64>)]) -
         draw(
             chart
                 .configure_series_labels()
+                .position(SeriesLabelPosition::UpperLeft)
                 .background_style(WHITE.mix(0.8))
                 .border_style(INK)
                 .draw(),

@@ -148,6 +148,65 @@ fn what_was_planned_can_be_fixed_and_compared() {
 }
 
 #[test]
+fn a_plan_tells_the_way_from_the_placement_in_force() {
+    let files = Files::new();
+    let load = files.write("load.csv", "1,2,3,4\n4,3,2,1\n");
+    // Layer 0 is as `linear` places it, layer 1 has the experts of ranks 0 and 3 exchanged.
+    let current = files.write(
+        "current.json",
+        r#"{"format": "moekit-placement", "version": 1, "num_logical_experts": 4, "num_ranks": 4,
+            "layers": [{"physical_to_logical": [0, 1, 2, 3], "rank_offsets": [0, 1, 2, 3, 4]},
+                       {"physical_to_logical": [3, 1, 2, 0], "rank_offsets": [0, 1, 2, 3, 4]}]}"#,
+    );
+    let page = files.path("page.html").display().to_string();
+    let base = ["plan", "--load", &load, "--current", &current];
+    let four = ["--ranks", "4", "--nodes", "2", "--expert-bytes", "2048"];
+    let report = json(&[&base[..], &four, &["--json", "--report", &page]].concat());
+    let migration = &report["migration"];
+    for (key, expected) in [
+        ("unchanged", 6),
+        ("copied", 0),
+        ("same_node", 0),
+        ("cross_node", 2),
+        ("checkpoint_reads", 0),
+        ("rounds", 1),
+        ("peak_staging", 1),
+        ("link_bytes", 4096),
+        ("expert_bytes", 2048),
+    ] {
+        assert_eq!(migration[key], expected, "{key}");
+    }
+    assert_eq!(
+        migration["links"][0],
+        json!({"from": 0, "to": 3, "link": "cross_node", "experts": 1, "bytes": 2048})
+    );
+    assert_eq!(migration["ranks"].as_array().unwrap().len(), 2);
+    assert_eq!(migration["layers"][0]["rounds"], 0);
+    assert_eq!(migration["layers"][1]["rounds"], 1);
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("2 from another node") && page.matches("<svg").count() == 4);
+
+    let out = files.path("p.json").display().to_string();
+    let text = stdout(&[&base[..], &four, &["--out", &out]].concat());
+    assert!(
+        text.contains("4.00 KiB between ranks, at most 2.00 KiB"),
+        "{text}"
+    );
+    // A group that shrinks: ranks 2 and 3 of the placement in force send all that they hold.
+    let report = json(&[&base[..], &["--ranks", "2", "--json"]].concat());
+    assert_eq!(report["migration"]["link_bytes"], Value::Null);
+    assert_eq!(report["migration"]["same_node"], 7);
+
+    for flag in ["--expert-bytes", "--budget-slots"] {
+        let error = failure(&["plan", "--load", &load, flag, "1"]);
+        assert!(error.contains("needs `current`"), "{error}");
+    }
+    assert!(
+        failure(&[&base[..], &["--ranks", "4", "--expert-bytes", "0"]].concat()).contains("1 byte")
+    );
+}
+
+#[test]
 fn without_out_the_placement_is_stdout() {
     let files = Files::new();
     let load = files.write("load.csv", "1,2,3,4\n4,3,2,1\n");

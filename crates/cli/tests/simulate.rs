@@ -209,21 +209,39 @@ fn simulations_side_by_side() {
     let more = [
         "--strategies",
         "linear,eplb",
+        "--redundant",
+        "4",
         "--selector",
-        "equal,hash",
+        "equal,hash,waterfill,waterfill-previous",
+        "--expert-bytes",
+        "1000",
         "--report",
         text(&page),
         "--json",
     ];
     let report = json(&[&base[..], &more].concat());
-    assert_eq!(report["simulations"].as_array().unwrap().len(), 4);
+    let simulations = report["simulations"].as_array().unwrap();
+    assert_eq!(simulations.len(), 8);
+    let of = |strategy: &str, selector: &str, key: &str| {
+        let one = |s: &&Value| s["strategy"] == strategy && s["selector"] == selector;
+        simulations.iter().find(one).unwrap()[key].as_f64().unwrap()
+    };
+    for strategy in ["linear", "eplb"] {
+        let step = |selector| of(strategy, selector, "balance_step_mean");
+        assert!(step("waterfill") > step("equal") && step("equal") > step("hash"));
+        // No more than rounding to whole tokens is left.
+        assert!(of(strategy, "waterfill", "certificate_gap_mean") < 2e-3);
+    }
+    let moved = of("eplb", "equal", "slots_moved");
+    assert!(moved > 0.0 && of("eplb", "equal", "bytes_moved") == 1000.0 * moved);
+    assert!(of("eplb", "waterfill-previous", "migration_rounds_mean") > 0.0);
     assert!(report.get("balance_plan").is_none());
     assert!(
         std::fs::read_to_string(&page)
             .unwrap()
             .matches("<svg")
             .count()
-            >= 9
+            >= 11
     );
 
     let simulate =

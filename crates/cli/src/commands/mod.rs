@@ -7,6 +7,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod live;
 pub(crate) mod map;
+mod migration_report;
 pub(crate) mod plan;
 mod plan_report;
 pub(crate) mod run;

@@ -9,6 +9,7 @@ use moekit::placement::{
 use moekit::routing::Topology;
 use serde::{Deserialize, Serialize};
 
+use super::migration_report::MigrationReport;
 use super::plan_report::PlanReport;
 use crate::charts::{Page, heat_map, rank_loads};
 use crate::config::merge;
@@ -41,10 +42,15 @@ struct PlanOptions {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     current: Option<PathBuf>,
-    /// With a placement in force: how many slots may receive an expert new to their rank
-    #[arg(long, value_name = "SLOTS", requires = "current")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// With a placement in force: how many slots may receive an expert new to their rank; the plan
+    /// of a strategy that does not keep to it is cut to the part that gains most
+    #[arg(long, value_name = "SLOTS")]
+    #[serde(rename = "budget-slots", skip_serializing_if = "Option::is_none")]
     budget_slots: Option<usize>,
+    /// With a placement in force: bytes of one expert, for the bytes that travel
+    #[arg(long, value_name = "BYTES")]
+    #[serde(rename = "expert-bytes", skip_serializing_if = "Option::is_none")]
+    expert_bytes: Option<u64>,
     /// Where to write the placement [default: stdout]
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +68,9 @@ struct PlanOptions {
 struct Report {
     #[serde(flatten)]
     plan: PlanReport,
+    /// From the placement in force, if there is one, to the plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migration: Option<MigrationReport>,
     /// Only if it was not written to a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<PlacementFile>,
@@ -92,10 +101,19 @@ impl Plan {
 
         let strategy = options.shape.group.strategy()?;
         let start = Instant::now();
-        let plan = strategy.plan(&request)?;
+        let plan = strategy.plan_within_budget(&request)?;
         let seconds = start.elapsed().as_secs_f64();
 
         let report = PlanReport::of(strategy.name(), &plan, &load, current.as_ref(), seconds)?;
+        let migration = current
+            .as_ref()
+            .map(|current| MigrationReport::of(&topology, current, &plan, options.expert_bytes))
+            .transpose()?;
+        let report = Report {
+            plan: report,
+            migration,
+            placement: None,
+        };
         if let Some(path) = &options.page {
             page(path, &report, &plan, &load, current.as_ref())?;
         }
@@ -118,27 +136,29 @@ impl PlanOptions {
             Some(slots) => MigrationBudget::Slots(slots),
             None => MigrationBudget::Unlimited,
         };
-        match (current, self.budget_slots) {
+        let needs_current = [
+            ("budget-slots", self.budget_slots.is_some()),
+            ("expert-bytes", self.expert_bytes.is_some()),
+        ];
+        match (current, needs_current.iter().find(|(_, given)| *given)) {
             (Some(current), _) => Ok(request.with_current(current, budget)?),
-            (None, Some(_)) => Err(CliError::usage(
-                "`budget-slots` needs `current`: the placement in force",
-            )),
+            (None, Some((name, _))) => Err(CliError::usage(format!(
+                "`{name}` needs `current`: the placement in force"
+            ))),
             (None, None) => Ok(request),
         }
     }
 
     /// The placement goes to `--out`, else into the JSON report, else to stdout with the report on
     /// stderr.
-    fn deliver(&self, plan: &ModelPlacement, report: PlanReport) -> Result<()> {
+    fn deliver(&self, plan: &ModelPlacement, mut report: Report) -> Result<()> {
         let file = PlacementFile::from(plan);
         if let Some(path) = &self.out {
             placement_file::write(path, plan)?;
         }
         if self.report.json {
-            return print_json(&Report {
-                plan: report,
-                placement: self.out.is_none().then_some(file),
-            });
+            report.placement = self.out.is_none().then_some(file);
+            return print_json(&report);
         }
         let lines = report.lines();
         match &self.out {
@@ -153,15 +173,26 @@ impl PlanOptions {
     }
 }
 
-/// Heat maps of the rank loads: under the placement in force, if there is one, and under the plan.
+impl Report {
+    fn lines(&self) -> String {
+        let plan = self.plan.lines();
+        match &self.migration {
+            Some(migration) => format!("{plan}\n{}", migration.lines()),
+            None => plan,
+        }
+    }
+}
+
+/// Heat maps of the rank loads: under the placement in force, if there is one, and under the plan;
+/// and what the migration from the one to the other carries.
 fn page(
     path: &Path,
-    report: &PlanReport,
+    report: &Report,
     plan: &ModelPlacement,
     load: &ExpertLoad,
     current: Option<&ModelPlacement>,
 ) -> Result<()> {
-    let mut page = Page::new(format!("Plan by {}", report.strategy));
+    let mut page = Page::new(format!("Plan by {}", report.plan.strategy));
     page.text(&report.lines());
     let after = rank_loads(plan, load)?;
     if let Some(current) = current {
@@ -174,5 +205,8 @@ fn page(
         "After: load of each rank over the mean, by layer",
         &after,
     )?);
+    if let Some(migration) = &report.migration {
+        migration.draw(&mut page)?;
+    }
     write_file(path, page.html().as_bytes())
 }

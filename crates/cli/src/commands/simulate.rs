@@ -57,10 +57,15 @@ struct SimulateOptions {
     #[arg(long, value_name = "STEPS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     interval: Option<usize>,
-    /// How many slots a re-plan may move to another rank, over all layers
+    /// How many slots a re-plan may move to another rank, over all layers; the plan of a strategy
+    /// that does not keep to it is cut to the part that gains most
     #[arg(long, value_name = "SLOTS")]
     #[serde(rename = "budget-slots", skip_serializing_if = "Option::is_none")]
     budget_slots: Option<usize>,
+    /// Bytes of one expert, for the bytes that re-plans move
+    #[arg(long, value_name = "BYTES")]
+    #[serde(rename = "expert-bytes", skip_serializing_if = "Option::is_none")]
+    expert_bytes: Option<u64>,
     /// Where to write rank loads and placements; with one strategy and selector
     #[arg(long, value_name = "FILE.safetensors")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +134,9 @@ impl Simulate {
             .with_progress(&progress);
         if let Some(slots) = options.budget_slots {
             simulation = simulation.with_budget(MigrationBudget::Slots(slots));
+        }
+        if let Some(bytes) = options.expert_bytes {
+            simulation = simulation.with_expert_bytes(bytes);
         }
 
         let mut results = Vec::new();
@@ -224,7 +232,7 @@ fn names(list: &str) -> Vec<String> {
 
 fn table(results: &[Simulated]) -> String {
     let mut lines = vec![format!(
-        "{:<12} {:<18} {:>6} {:>6} {:>6} {:>6} {:>6} {:>8} {:>8} {:>9} {:>9}",
+        "{:<12} {:<18} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>6} {:>8} {:>9} {:>9}",
         "strategy",
         "selector",
         "plan",
@@ -232,14 +240,16 @@ fn table(results: &[Simulated]) -> String {
         "step",
         "p1",
         "bound",
+        "gap",
         "moved",
+        "rounds",
         "off node",
         "plan ms",
         "split us"
     )];
     for Simulated { report: r, .. } in results {
         lines.push(format!(
-            "{:<12} {:<18} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>7.2}% {:>7.2}% {:>9.3} {:>9.2}",
+            "{:<12} {:<18} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>6.2}% {:>7.2}% {:>6.1} {:>7.2}% {:>9.3} {:>9.2}",
             r.strategy,
             r.selector,
             r.balance_plan,
@@ -247,7 +257,9 @@ fn table(results: &[Simulated]) -> String {
             r.balance_step_mean,
             r.balance_step_p1,
             r.bound.unwrap_or(f64::NAN),
+            r.certificate_gap_mean.unwrap_or(f64::NAN) * 100.0,
             r.slots_moved_fraction * 100.0,
+            r.migration_rounds_mean,
             r.off_node_fraction * 100.0,
             r.plan_seconds_per_interval * 1e3,
             r.split_micros_per_layer
@@ -287,11 +299,16 @@ fn page(path: &Path, trace: &LoadTrace, results: &[Simulated]) -> Result<()> {
             &title,
             &total_loads(&simulated.rank_load, layers, *ranks),
         )?);
-        let received = received_per_rank(simulated, *ranks);
-        page.chart(&bars(
-            &format!("{name}: experts received per rank, all re-plans"),
-            &received,
-        )?);
+    }
+    // Plans do not depend on the selector.
+    let mut drawn: Vec<&str> = Vec::new();
+    for (_, simulated, ranks) in &named {
+        let strategy = simulated.report.strategy.as_str();
+        if !drawn.contains(&strategy) {
+            drawn.push(strategy);
+            let title = format!("{strategy}: experts received per rank, all re-plans");
+            page.chart(&bars(&title, &received_per_rank(simulated, *ranks))?);
+        }
     }
     write_file(path, page.html().as_bytes())
 }

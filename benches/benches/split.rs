@@ -1,19 +1,23 @@
 //! How long the per-step split of tokens over replicas takes, and how far from the optimum it ends:
 //! `cargo bench --bench split`.
 //!
-//! 256 experts on 288 slots of 32 ranks, placed by `eplb` on the window before; steps of the R1-MT
-//! profile. Every split starts from the one of the step before, as in a running layer.
+//! 256 experts on 288 slots of 32 ranks, placed on the window before; steps of the R1-MT profile. Every split starts from the one of the step before, as in a running layer.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark that cannot set up its input has nothing to say"
 )]
 
+use divan::AllocProfiler;
 use divan::counter::ItemsCount;
 use moekit::eval::workload::{Profile, Workload};
 use moekit::placement::bound::optimal_split;
-use moekit::placement::{PlacementRequest, Topology, strategy_from_value};
+use moekit::placement::{LoadTrace, PlacementRequest, Topology, strategy_from_value};
 use moekit::routing::{ReplicaShares, RoutingTable};
+
+/// Shows that a split allocates nothing.
+#[global_allocator]
+static ALLOC: AllocProfiler = AllocProfiler::system();
 
 const EXPERTS: usize = 256;
 const REDUNDANT: usize = 32;
@@ -22,30 +26,39 @@ const LAYERS: usize = 8;
 /// Steps to plan on, then as many to split.
 const STEPS: usize = 64;
 
-/// Routed tokens per layer and step, and the tolerance of the split.
-const CASES: [(u64, f64); 4] = [(32_768, 1e-2), (32_768, 1e-3), (4_096, 1e-2), (4_096, 1e-3)];
+/// Strategy, routed tokens per layer and step, tolerance of the split.
+const CASES: [Case; 6] = [
+    ("eplb", 32_768, 1e-2),
+    ("eplb", 32_768, 1e-3),
+    ("adaptive", 32_768, 1e-2),
+    ("adaptive", 32_768, 1e-3),
+    ("adaptive", 4_096, 1e-2),
+    ("adaptive", 4_096, 1e-3),
+];
+
+type Case = (&'static str, u64, f64);
 
 fn main() {
     moekit::builtins();
-    for (tokens, tolerance) in CASES {
-        print_distance(tokens, tolerance);
-    }
+    CASES.into_iter().for_each(print_distance);
     divan::main();
 }
 
 /// A layer's table and the counts of its steps.
 type Layer = (RoutingTable, Vec<Vec<u64>>);
 
-fn layers(tokens: u64) -> Vec<Layer> {
+fn layers(strategy: &str, tokens: u64) -> Vec<Layer> {
     let workload = Workload::new(Profile::R1Mt, EXPERTS, LAYERS, 2 * STEPS, tokens).unwrap();
     let trace = workload.generate().unwrap();
-    let load = trace.window(0..STEPS).unwrap();
+    let window = LoadTrace::new(trace.steps()[..STEPS].to_vec()).unwrap();
+    let load = window.total();
     let topology = Topology::new(RANKS).unwrap();
     let request = PlacementRequest::new(LAYERS, EXPERTS, &topology)
         .and_then(|request| request.with_redundant_experts(REDUNDANT))
         .and_then(|request| request.with_load(&load))
+        .and_then(|request| request.with_trace(&window))
         .unwrap();
-    let strategy = strategy_from_value(serde_json::json!({ "strategy": "eplb" })).unwrap();
+    let strategy = strategy_from_value(serde_json::json!({ "strategy": strategy })).unwrap();
     let plan = strategy.plan(&request).unwrap();
     let layer = |(layer, placement)| {
         let table = RoutingTable::new(placement, topology.clone(), 0, 0).unwrap();
@@ -68,9 +81,9 @@ fn layers(tokens: u64) -> Vec<Layer> {
 
 /// Prints the mean and the largest distance of the busiest rank from the certificate, of whole
 /// tokens from the optimum over fractions of them.
-fn print_distance(tokens: u64, tolerance: f64) {
+fn print_distance((strategy, tokens, tolerance): Case) {
     let mut distances = Vec::new();
-    for (table, steps) in layers(tokens) {
+    for (table, steps) in layers(strategy, tokens) {
         let mut shares = ReplicaShares::new(&table)
             .with_tolerance(tolerance)
             .unwrap();
@@ -88,14 +101,14 @@ fn print_distance(tokens: u64, tolerance: f64) {
     let mean = distances.iter().sum::<f64>() / distances.len() as f64;
     let worst = distances.iter().copied().fold(0.0, f64::max);
     println!(
-        "{tokens} tokens, tolerance {tolerance}: {mean:.5} from the optimum, at most {worst:.5}"
+        "{strategy}, {tokens} tokens, tolerance {tolerance}: {mean:.5} from the optimum, at most {worst:.5}"
     );
 }
 
 /// One layer of one step.
 #[divan::bench(args = CASES)]
-fn split(bencher: divan::Bencher<'_, '_>, (tokens, tolerance): (u64, f64)) {
-    let mut layers: Vec<(ReplicaShares, Vec<Vec<u64>>)> = layers(tokens)
+fn split(bencher: divan::Bencher<'_, '_>, (strategy, tokens, tolerance): Case) {
+    let mut layers: Vec<(ReplicaShares, Vec<Vec<u64>>)> = layers(strategy, tokens)
         .into_iter()
         .map(|(table, steps)| {
             (

@@ -17,7 +17,7 @@ use crate::gate::Gate;
 use crate::layer::{FusedMoe, Parts, PreviousCounts};
 use crate::routing::{FixedTable, LayerRouting, experts_of};
 use crate::shard::Sharding;
-use crate::shared::SharedExperts;
+use crate::shared::{SharedExperts, SharedMlp};
 
 impl FusedMoeConfig {
     /// A layer of Burn parameters with random weights, those of the experts that the routing table
@@ -37,7 +37,7 @@ impl FusedMoeConfig {
             bias: self.expert_bias,
         };
         let trainable = |shape, experts: &[LogicalExpert]| {
-            Experts::Trainable(TrainableExperts::init(shape, experts, self.seed, device))
+            TrainableExperts::init(shape, experts, self.seed, device)
         };
         let mlp = self.separate_shared(&table).map(|shared| {
             let intermediate_size = shared.intermediate_size;
@@ -45,7 +45,7 @@ impl FusedMoeConfig {
                 intermediate_size,
                 ..shape
             };
-            trainable(shape, &[LogicalExpert::new(self.num_experts)])
+            SharedMlp::Trainable(trainable(shape, &[LogicalExpert::new(self.num_experts)]))
         });
         let zeros = |wanted: bool| wanted.then(|| vec![0.0; self.num_experts]);
         let gate = GateTensors {
@@ -57,11 +57,14 @@ impl FusedMoeConfig {
                 .is_some_and(|s| s.gate)
                 .then(|| self.random(self.hidden_size, u64::MAX - 1)),
         };
-        let experts = trainable(shape, &held);
+        let experts = Experts::Trainable(trainable(shape, &held));
         self.build(gate, experts, mlp, (routing, held), device)
     }
 
     /// A layer over packed experts, which must have been loaded under the routing table in force.
+    ///
+    /// The experts are rearranged for the CPU kernels, in place of the weights given: those are
+    /// freed one by one unless someone else holds them.
     ///
     /// # Errors
     ///
@@ -89,7 +92,7 @@ impl FusedMoeConfig {
             ));
         }
         let shared = weights.shared.clone();
-        let experts = Experts::packed(weights);
+        let experts = Experts::packed(Arc::unwrap_or_clone(weights))?;
         experts.check_fused(table.num_shared_experts(), self.activation_quant)?;
         let separate = self.separate_shared(&table);
         check_given(
@@ -108,7 +111,7 @@ impl FusedMoeConfig {
         &self,
         config: SharedExpertsConfig,
         mlp: &Arc<ExpertMlp>,
-    ) -> Result<Experts, FusedMoeError> {
+    ) -> Result<SharedMlp, FusedMoeError> {
         let (hidden, width) = (mlp.hidden_size(), mlp.intermediate_size());
         let expected = [self.hidden_size, config.intermediate_size];
         if [hidden, width] != expected {
@@ -118,18 +121,15 @@ impl FusedMoeConfig {
                 expected,
             ));
         }
-        Ok(Experts::packed(Arc::new(ExpertWeights::new(
-            hidden,
-            width,
-            vec![mlp.clone()],
-        )?)))
+        let weights = ExpertWeights::new(hidden, width, vec![mlp.clone()])?;
+        Ok(SharedMlp::Packed(weights))
     }
 
     fn build(
         &self,
         tensors: GateTensors,
         experts: Experts,
-        mlp: Option<Experts>,
+        mlp: Option<SharedMlp>,
         (routing, held): (LayerRouting, Vec<LogicalExpert>),
         device: &Device,
     ) -> Result<FusedMoe, FusedMoeError> {
@@ -189,7 +189,7 @@ impl FusedMoeConfig {
     /// The shared experts, of which `mlp` is the whole MLP if they are computed apart.
     fn shared_experts(
         &self,
-        mlp: Option<Experts>,
+        mlp: Option<SharedMlp>,
         gate: Option<Vec<f32>>,
         rank: Rank,
         device: &Device,
@@ -204,7 +204,7 @@ impl FusedMoeConfig {
             .transpose()?;
         let sharding = match &mlp {
             Some(whole) if self.sharded_shared => {
-                let quant = whole.down_quant(0, self.activation_quant);
+                let quant = whole.down_quant(self.activation_quant);
                 let num_ranks = self.dispatcher.num_ranks();
                 Sharding::new(config.intermediate_size, num_ranks, quant)?
             }
@@ -212,7 +212,7 @@ impl FusedMoeConfig {
         };
         let mlp = match (&sharding, mlp) {
             (Some(sharding), Some(whole)) => Some(sharding.cut(&whole, rank)?),
-            (_, mlp) => mlp,
+            (_, mlp) => mlp.map(SharedMlp::whole).transpose()?,
         };
         Ok(Some(SharedExperts {
             mlp,

@@ -14,6 +14,7 @@ use moekit_routing::{Placement, Rank, RoutingTable, Topology, even_offsets};
 
 use crate::FusedMoeError;
 use crate::experts::{Experts, TrainableExperts, features_of_a_scale};
+use crate::shared::SharedMlp;
 
 /// Least features per unit of a shard: no shard begins within a byte of two codes, and few begin
 /// within a block of scales.
@@ -88,23 +89,22 @@ impl Sharding {
         end(rank.index())..end(rank.index() + 1)
     }
 
-    /// The part of a rank of a set that holds the whole MLP as its one expert.
-    pub(crate) fn cut(&self, whole: &Experts, rank: Rank) -> Result<Experts, FusedMoeError> {
+    /// The part of a rank.
+    pub(crate) fn cut(&self, whole: &SharedMlp, rank: Rank) -> Result<Experts, FusedMoeError> {
         let range = self.range(rank);
         // The bias of w2 is added once.
         let first = rank.index() == 0;
         match whole {
-            Experts::Packed(experts) => {
-                let weights = experts.weights();
+            SharedMlp::Packed(weights) => {
                 let part = |mlp: &Arc<ExpertMlp>| cut_mlp(mlp, range.clone(), first).map(Arc::new);
                 let parts: Result<Vec<_>, _> = match range.is_empty() {
                     true => Ok(Vec::new()),
                     false => weights.experts.iter().map(part).collect(),
                 };
                 let weights = ExpertWeights::new(weights.hidden_size, range.len(), parts?)?;
-                Ok(Experts::packed(Arc::new(weights)))
+                Experts::packed(weights)
             }
-            Experts::Trainable(experts) => {
+            SharedMlp::Trainable(experts) => {
                 Ok(Experts::Trainable(cut_trainable(experts, &range, first)))
             }
         }

@@ -1,9 +1,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
-use moekit_kernels::{CpuKernel, Rows};
+use moekit_kernels::{ActivationQuantMode, CpuKernel, Rows};
+use moekit_quant::{ActivationQuant, ExpertWeights};
 
 use crate::FusedMoeError;
-use crate::experts::Experts;
+use crate::experts::{Experts, TrainableExperts};
 use crate::host::{Floats, float_tensor};
 use crate::shard::Sharding;
 
@@ -53,6 +54,35 @@ impl SharedExperts {
                 let rows = hidden.dims()[0];
                 float_tensor(vec![self.scaling; rows], [rows, 1], &hidden.device())
             }
+        }
+    }
+}
+
+/// The MLP of the shared experts before it is known which part of it this rank computes.
+pub(crate) enum SharedMlp {
+    /// As its one expert.
+    Trainable(TrainableExperts),
+    /// As its one expert, as the checkpoint has it.
+    Packed(ExpertWeights),
+}
+
+impl SharedMlp {
+    /// How the input of its down projection is quantized.
+    pub(crate) fn down_quant(&self, mode: ActivationQuantMode) -> Option<ActivationQuant> {
+        match self {
+            Self::Trainable(_) => None,
+            Self::Packed(weights) => {
+                let mlp = weights.experts.first()?;
+                mode.input_quant(mlp.down.input_quant)
+            }
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn whole(self) -> Result<Experts, FusedMoeError> {
+        match self {
+            Self::Trainable(experts) => Ok(Experts::Trainable(experts)),
+            Self::Packed(weights) => Experts::packed(weights),
         }
     }
 }

@@ -36,11 +36,8 @@ fn matrix(rows: usize, cols: usize, seed: u32) -> (PackedMatrix, Vec<f32>) {
     (matrix.with_scales(grid).unwrap(), values)
 }
 
-/// Packed weights and the same as a trainable layer.
-fn layers(compute: Compute) -> (FusedMoe, FusedMoe) {
-    let device = Device::flex();
-    let config = FusedMoeConfig::new(H, I, E, 2).with_compute(compute);
-    let mut plain = config.init(&device).unwrap();
+/// Packed weights and their values: w13 and w2 of all experts.
+fn packed_weights() -> (ExpertWeights, Vec<f32>, Vec<f32>) {
     let (mut w13, mut w2, mut experts) = (Vec::new(), Vec::new(), Vec::new());
     for e in 0..E as u32 {
         let (gate, gate_values) = matrix(I, H, 10 * e + 1);
@@ -51,6 +48,15 @@ fn layers(compute: Compute) -> (FusedMoe, FusedMoe) {
         let [gate, up, down] = [gate, up, down].map(ExpertLinear::new);
         experts.push(Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap()));
     }
+    (ExpertWeights::new(H, I, experts).unwrap(), w13, w2)
+}
+
+/// Packed weights and the same as a trainable layer.
+fn layers(compute: Compute) -> (FusedMoe, FusedMoe) {
+    let device = Device::flex();
+    let config = FusedMoeConfig::new(H, I, E, 2).with_compute(compute);
+    let mut plain = config.init(&device).unwrap();
+    let (weights, w13, w2) = packed_weights();
     let Experts::Trainable(trainable) = &mut plain.experts else {
         panic!("not trainable")
     };
@@ -60,7 +66,6 @@ fn layers(compute: Compute) -> (FusedMoe, FusedMoe) {
     };
     trainable.w13 = stack(w13, 2 * I, H);
     trainable.w2 = stack(w2, H, I);
-    let weights = ExpertWeights::new(H, I, experts).unwrap();
     let gate = GateTensors::new(values(plain.gate.weight.val()));
     let packed = config
         .init_packed(gate, Arc::new(weights), &device)
@@ -104,11 +109,8 @@ fn packed_experts_are_no_parameters() {
 #[test]
 fn what_does_not_fit_is_named() {
     let device = Device::flex();
-    let (packed, plain) = layers(Compute::Auto);
-    let Experts::Packed(experts) = &packed.experts else {
-        panic!("not packed")
-    };
-    let weights = experts.weights().clone();
+    let (_, plain) = layers(Compute::Auto);
+    let weights = Arc::new(packed_weights().0);
     let gate = GateTensors::new(values(plain.gate.weight.val()));
     let config = FusedMoeConfig::new(H, I, E, 2);
     let mut biased = gate.clone();

@@ -1,9 +1,9 @@
-use moekit_quant::{ActivationQuant, ExpertLinear};
+use moekit_quant::ActivationQuant;
 
 /// Whether the inputs of linears are quantized as their checkpoint means them to be.
 ///
 /// A checkpoint with quantized activations is made for hardware that multiplies codes: before each
-/// product, the row `x` becomes `q * s`, `q` of a format of few bits. [`ExpertLinear::input_quant`]
+/// product, the row `x` becomes `q * s`, `q` of a format of few bits. [`ExpertLinear::input_quant`](moekit_quant::ExpertLinear::input_quant)
 /// says how `s` comes about:
 ///
 /// | scheme | `s` | of |
@@ -22,16 +22,17 @@ pub enum ActivationQuantMode {
     /// `W dequantize(quantize(x))` with sums in `f32`: what quantized activations do to the
     /// output, on hardware that has none. Gate and up take the layer's input (router weight
     /// included if it is applied there), down takes the intermediate row after the activation. A
-    /// linear without [`input_quant`](ExpertLinear::input_quant) takes `x` as it comes.
+    /// linear without
+    /// [`input_quant`](moekit_quant::ExpertLinear::input_quant) takes `x` as it comes.
     Emulate,
 }
 
 impl ActivationQuantMode {
-    /// The quantization that the input of a linear gets.
-    pub fn input_quant(self, linear: &ExpertLinear) -> Option<ActivationQuant> {
+    /// The quantization that the input of a linear gets, whose checkpoint means it to get `meant`.
+    pub fn input_quant(self, meant: Option<ActivationQuant>) -> Option<ActivationQuant> {
         match self {
             Self::Off => None,
-            Self::Emulate => linear.input_quant,
+            Self::Emulate => meant,
         }
     }
 }

@@ -177,6 +177,11 @@ impl Grouped {
         self.slots.len()
     }
 
+    /// Some occupied slots, by their places.
+    pub(crate) fn slots(&self, start: usize, len: usize) -> &[usize] {
+        &self.slots[start..start + len]
+    }
+
     /// Experts that have rows, each with the position of its first slot and its slots.
     pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, usize, &[usize])> {
         self.offsets

@@ -2,11 +2,12 @@ use moekit_quant::{Activation, ExpertMlp};
 
 use crate::KernelError;
 use crate::error::check_len;
+use crate::experts::MlpView;
 
 /// Checks that the experts, whose fields anyone may set, fit each other and the activation, so
 /// that no index in the kernels can leave its buffer.
 pub(crate) fn check_experts(
-    experts: &[&ExpertMlp],
+    experts: &[MlpView<'_>],
     hidden_size: usize,
     activation: Activation,
 ) -> Result<(), KernelError> {
@@ -22,24 +23,34 @@ pub(crate) fn check_experts(
                 "expert {index} {has} gate projection, which does not fit {activation:?}"
             )));
         }
-        let intermediate_size = expert.intermediate_size();
-        for linear in expert.gate.iter().chain([&expert.up]) {
-            let weight = &linear.weight;
-            check_len("rows of w13", weight.rows(), intermediate_size, "[I, H]")?;
-            check_len("columns of w13", weight.cols(), hidden_size, "[I, H]")?;
-        }
-        let down = &expert.down.weight;
-        check_len("rows of w2", down.rows(), hidden_size, "[H, I]")?;
-        check_len("columns of w2", down.cols(), intermediate_size, "[H, I]")?;
-        for linear in expert.linears() {
-            let rows = linear.weight.rows();
-            check_len(
-                "bias",
-                linear.bias.as_ref().map_or(rows, Vec::len),
-                rows,
-                "[out]",
-            )?;
-        }
+        check_shapes(expert, hidden_size)?;
+    }
+    Ok(())
+}
+
+/// Checks the parts of an expert against each other.
+pub(crate) fn check_mlp(expert: &ExpertMlp) -> Result<(), KernelError> {
+    check_shapes(&expert.into(), expert.hidden_size())
+}
+
+fn check_shapes(expert: &MlpView<'_>, hidden_size: usize) -> Result<(), KernelError> {
+    let intermediate_size = expert.intermediate_size();
+    for linear in expert.gate.iter().chain([&expert.up]) {
+        let [rows, cols] = linear.weight.shape();
+        check_len("rows of w13", rows, intermediate_size, "[I, H]")?;
+        check_len("columns of w13", cols, hidden_size, "[I, H]")?;
+    }
+    let [rows, cols] = expert.down.weight.shape();
+    check_len("rows of w2", rows, hidden_size, "[H, I]")?;
+    check_len("columns of w2", cols, intermediate_size, "[H, I]")?;
+    for linear in expert.gate.iter().chain([&expert.up, &expert.down]) {
+        let [rows, _] = linear.weight.shape();
+        check_len(
+            "bias",
+            linear.bias.map_or(rows, <[f32]>::len),
+            rows,
+            "[out]",
+        )?;
     }
     Ok(())
 }

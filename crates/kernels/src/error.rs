@@ -75,6 +75,12 @@ pub enum KernelError {
         /// What the system said.
         message: String,
     },
+    /// Bytes that are not those of a prepared expert.
+    #[error("bytes of a prepared expert: {reason}")]
+    PreparedBytes {
+        /// What is wrong with them.
+        reason: String,
+    },
     /// No thread pool of the wanted size.
     #[error("cannot start {threads} threads: {message}")]
     Threads {

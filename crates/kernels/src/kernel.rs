@@ -2,18 +2,21 @@ use std::sync::Arc;
 
 use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
 
+use crate::experts::Workspaces;
 use crate::{Isa, KernelError};
 
-/// Runs the kernels of this crate, on the threads and with the instruction set that it was given.
+/// Runs the kernels of this crate, on the threads and the instruction set that it was given.
 ///
-/// Results do not depend on the number of threads, nor on which rows share a batch. They do depend
-/// on the instruction set, in the last bits.
+/// On one instruction set results do not depend on the number of threads, nor on which rows share
+/// a batch. A kernel keeps the buffers that its largest batch needed, for the next one; clones
+/// share them.
 #[derive(Clone, Debug, Default)]
 pub struct CpuKernel {
     /// `None`: the pool of the calling thread, by default rayon's global one.
     pool: Option<Arc<ThreadPool>>,
-    /// `None`: [`Isa::detect`].
+    /// `None`: [`Isa::from_env`].
     isa: Option<Isa>,
+    workspaces: Arc<Workspaces>,
 }
 
 impl CpuKernel {
@@ -34,11 +37,11 @@ impl CpuKernel {
             .map_err(|e| error(e.to_string()))?;
         Ok(Self {
             pool: Some(Arc::new(pool)),
-            isa: None,
+            ..Self::default()
         })
     }
 
-    /// The same kernel with another instruction set.
+    /// The same on another instruction set than that of [`Isa::from_env`].
     ///
     /// # Errors
     ///
@@ -48,11 +51,11 @@ impl CpuKernel {
         Ok(self)
     }
 
-    /// The instruction set in use: the one given, otherwise that of [`Isa::detect`].
+    /// The instruction set, which this machine has.
     ///
     /// # Errors
     ///
-    /// Those of [`Isa::detect`].
+    /// If the environment names one that it lacks.
     pub fn isa(&self) -> Result<Isa, KernelError> {
         self.isa.map_or_else(Isa::from_env, Ok)
     }
@@ -93,6 +96,10 @@ impl CpuKernel {
                 work(own);
             }),
         }
+    }
+
+    pub(crate) fn workspaces(&self) -> &Workspaces {
+        &self.workspaces
     }
 }
 

@@ -1,9 +1,10 @@
 //! The kernels of a Mixture-of-Experts layer on CPUs: the gate, and grouped experts over packed
 //! weights.
 //!
-//! Everything here is plain and portable, and the reference for whatever is faster: sums are in
-//! `f32`, in an order that depends on nothing but the shape of the layer. The same row gives the
-//! same bits alone and in a batch of any size, on any number of threads.
+//! Weights are [rearranged once](PreparedExperts) and stay in the format of their checkpoint; the
+//! [instruction set](Isa) is chosen at run time. Sums are in `f32`, in an order that depends on
+//! nothing but the shape of the layer: on one instruction set the same row gives the same bits alone
+//! and in a batch of any size, on any number of threads.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -38,21 +39,27 @@ mod dequantize;
 mod dot;
 mod error;
 mod experts;
+mod formats;
 mod gate;
 mod isa;
 mod kernel;
-mod panels;
+mod memory;
+mod prepared;
 pub mod probe;
 mod rows;
+mod simd;
 #[cfg(test)]
 mod test_weights;
+mod tile;
 
 pub use activation_quant::ActivationQuantMode;
 pub use batch::{ExpertBatch, RouterWeight};
 pub use check::check_activation;
 pub use dequantize::dequantize;
 pub use error::KernelError;
+pub use experts::ExpertSet;
 pub use gate::{Routed, Router};
 pub use isa::Isa;
 pub use kernel::CpuKernel;
+pub use prepared::{PreparedExpert, PreparedExperts, PreparedLinear, PreparedMatrix};
 pub use rows::Rows;

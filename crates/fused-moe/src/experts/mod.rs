@@ -6,11 +6,9 @@ mod quantize;
 mod tensor_ops;
 mod trainable;
 
-use std::sync::Arc;
-
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use moekit_kernels::{ActivationQuantMode, CpuKernel, ExpertBatch, RouterWeight};
+use moekit_kernels::{ActivationQuantMode, CpuKernel, ExpertBatch, ExpertSet, RouterWeight};
 use moekit_quant::{Activation, ActivationQuant, ExpertWeights};
 
 pub use self::packed::PackedExperts;
@@ -57,16 +55,20 @@ pub(crate) struct ExpertMath {
 }
 
 impl Experts {
-    /// Packed experts.
-    pub fn packed(weights: Arc<ExpertWeights>) -> Self {
-        Self::Packed(PackedExperts::new(weights))
+    /// Packed experts, rearranged for the CPU kernels.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`PackedExperts::new`].
+    pub fn packed(weights: ExpertWeights) -> Result<Self, FusedMoeError> {
+        Ok(Self::Packed(PackedExperts::new(weights)?))
     }
 
     /// Local experts, those of fused shared experts included.
     pub fn num_local_experts(&self) -> usize {
         match self {
             Self::Trainable(experts) => experts.num_local_experts(),
-            Self::Packed(experts) => experts.weights().num_local_experts(),
+            Self::Packed(experts) => experts.experts().num_local_experts(),
         }
     }
 
@@ -86,19 +88,23 @@ impl Experts {
         batch: ExpertBatch<'_>,
         reduction: Reduction,
     ) -> Result<ExpertOutputs, FusedMoeError> {
-        let weights = match self {
-            Self::Trainable(experts) => &Arc::new(experts.view(math.activation)?),
-            Self::Packed(experts) => experts.weights(),
+        let view;
+        let experts = match self {
+            Self::Trainable(experts) => {
+                view = experts.view(math.activation)?;
+                ExpertSet::Weights(&view)
+            }
+            Self::Packed(experts) => ExpertSet::Prepared(experts.experts()),
         };
         let batch = batch
             .with_router_weight(math.router_weight)
             .with_activation_quant(math.activation_quant);
         Ok(match reduction {
             Reduction::PerRank => {
-                ExpertOutputs::Summed(kernel.experts(weights, math.activation, &batch)?)
+                ExpertOutputs::Summed(kernel.experts(experts, math.activation, &batch)?)
             }
             Reduction::PerSlot => {
-                ExpertOutputs::PerSlot(kernel.experts_per_slot(weights, math.activation, &batch)?)
+                ExpertOutputs::PerSlot(kernel.experts_per_slot(experts, math.activation, &batch)?)
             }
         })
     }

@@ -36,8 +36,8 @@ impl Experts {
         match self {
             Self::Trainable(_) => None,
             Self::Packed(experts) => {
-                let expert = experts.weights().experts.get(expert)?;
-                mode.input_quant(&expert.down)
+                let expert = experts.expert(expert)?;
+                mode.input_quant(expert.down().input_quant())
             }
         }
     }
@@ -52,7 +52,7 @@ impl Experts {
         let (Self::Packed(packed), 2..) = (self, num_fused) else {
             return Ok(());
         };
-        let width = packed.weights().intermediate_size;
+        let width = packed.experts().intermediate_size();
         let local = self.num_local_experts();
         for expert in local.saturating_sub(num_fused)..local {
             let quant = self.down_quant(expert, mode);

@@ -1,29 +1,22 @@
 //! The input rows of w13, quantized where that is asked for.
 
-use moekit_quant::{ActivationQuant, ExpertLinear, ExpertMlp};
+use moekit_quant::ActivationQuant;
 use rayon::prelude::*;
 
+use super::{LinearView, MlpView};
 use crate::batch::ExpertBatch;
 use crate::rows::{Rows, Widen, with_rows};
 
-/// The input of a linear.
-#[derive(Clone, Copy)]
-pub(super) enum Input<'a, A> {
-    /// A row and what it is multiplied by.
-    Weighted(&'a [A], f32),
-    /// A row that has been multiplied, quantized and dequantized.
-    Quantized(&'a [f32]),
-}
-
 /// Which rows of a batch are quantized how. Linears with the same input share it: gate and up, and
 /// the experts of a token.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct InputPlan {
     rows: Vec<QuantizedRow>,
     /// For each slot of the batch, the input of gate and of up in `rows`; empty if there is none.
     slots: Vec<[Option<usize>; 2]>,
 }
 
+#[derive(Debug)]
 struct QuantizedRow {
     /// Row of the batch.
     row: usize,
@@ -34,10 +27,10 @@ struct QuantizedRow {
 
 impl InputPlan {
     /// The ids of the batch must have been checked.
-    pub(super) fn new(experts: &[&ExpertMlp], batch: &ExpertBatch<'_>) -> Self {
+    pub(super) fn new(experts: &[MlpView<'_>], batch: &ExpertBatch<'_>) -> Self {
         let mode = batch.activation_quant();
-        let quant = |linear: &ExpertLinear| mode.input_quant(linear);
-        let schemes = |e: &ExpertMlp| [e.gate.as_ref().and_then(quant), quant(&e.up)];
+        let quant = |linear: &LinearView<'_>| mode.input_quant(linear.input_quant);
+        let schemes = |e: &MlpView<'_>| [e.gate.as_ref().and_then(quant), quant(&e.up)];
         let mut plan = Self::default();
         if experts.iter().all(|e| schemes(e) == [None; 2]) {
             return plan;
@@ -48,7 +41,7 @@ impl InputPlan {
             for (slot, &id) in ids.iter().enumerate() {
                 let expert = usize::try_from(id).ok().and_then(|e| experts.get(e));
                 let weight = batch.input_weight(row * top_k + slot);
-                let inputs = expert.map_or([None; 2], |e| schemes(e)).map(|quant| {
+                let inputs = expert.map_or([None; 2], schemes).map(|quant| {
                     Some(plan.find_or_add(
                         first,
                         QuantizedRow {
@@ -99,26 +92,9 @@ impl InputPlan {
         out
     }
 
-    /// The inputs of gate and up in a slot.
-    ///
-    /// # Arguments
-    ///
-    /// - `values` - the rows of the batch, and what [`InputPlan::quantize`] has made of them.
-    pub(super) fn of_slot<'a, A>(
-        &self,
-        batch: &ExpertBatch<'_>,
-        slot: usize,
-        (values, quantized): (&'a [A], &'a [f32]),
-    ) -> [Input<'a, A>; 2] {
-        let width = batch.hidden_size();
-        let row = slot / batch.top_k();
-        let planned = self.slots.get(slot).copied().unwrap_or_default();
-        planned.map(|at| match at {
-            Some(at) => Input::Quantized(&quantized[at * width..(at + 1) * width]),
-            None => {
-                let x = &values[row * width..(row + 1) * width];
-                Input::Weighted(x, batch.input_weight(slot))
-            }
-        })
+    /// The rows of [`InputPlan::quantize`] that gate and up take in a slot; `None` where they take
+    /// the row of the batch.
+    pub(super) fn of_slot(&self, slot: usize) -> [Option<usize>; 2] {
+        self.slots.get(slot).copied().unwrap_or_default()
     }
 }

@@ -1,16 +1,26 @@
 use half::bf16;
+use moekit_quant::{CodeFormat, ExpertLinear, ExpertMlp, ExpertWeights};
 use proptest::prelude::*;
 
 use super::*;
-use crate::Rows;
-use crate::dequantize;
 use crate::test_weights::Noise;
+use crate::{Isa, PreparedExperts, RouterWeight, Rows, dequantize};
 
 const OAI: Activation = Activation::SwigluOai {
     alpha: 1.702,
     beta: 1.0,
     limit: Some(1.5),
 };
+
+/// A kernel for each instruction set that the machine has.
+fn kernels() -> Vec<CpuKernel> {
+    let kernel = |isa| CpuKernel::default().with_isa(isa).unwrap();
+    Isa::available().into_iter().map(kernel).collect()
+}
+
+fn prepared(weights: &ExpertWeights) -> PreparedExperts {
+    PreparedExperts::new(weights.clone()).unwrap()
+}
 
 fn linear(linear: &ExpertLinear, x: &[f64]) -> Vec<f64> {
     let weights = dequantize(&linear.weight);
@@ -48,17 +58,22 @@ fn term(expert: &ExpertMlp, activation: Activation, x: &[f32], w: f32, on_input:
 }
 
 fn assert_near(got: &[f32], expected: &[f64]) {
+    assert_within(2e-5, got, expected);
+}
+
+fn assert_within(tolerance: f64, got: &[f32], expected: &[f64]) {
     assert_eq!(got.len(), expected.len());
     let size = expected.iter().fold(1e-6_f64, |m, e| m.max(e.abs()));
     for (got, want) in got.iter().zip(expected) {
         assert!(
-            (f64::from(*got) - want).abs() <= 2e-5 * size,
+            (f64::from(*got) - want).abs() <= tolerance * size,
             "{got} {want} of {size}"
         );
     }
 }
 
 /// A batch whose slots name experts `-1..num`, or all the same one.
+#[derive(Clone)]
 struct Case {
     x: Vec<f32>,
     ids: Vec<i64>,
@@ -142,10 +157,15 @@ fn every_format_activation_and_bias_equals_the_formula() {
                     RouterWeight::OnOutput
                 };
                 let batch = case.batch().with_router_weight(place);
-                let got = CpuKernel::default()
-                    .experts(&experts, activation, &batch)
-                    .unwrap();
-                assert_near(&got, &case.expected(&experts, activation, on_input));
+                let expected = case.expected(&experts, activation, on_input);
+                let ordered = prepared(&experts);
+                for kernel in kernels() {
+                    let got = kernel.experts(&ordered, activation, &batch).unwrap();
+                    assert_near(&got, &expected);
+                    // The order of the weights changes nothing for rows in `f32`.
+                    let plain = kernel.experts(&experts, activation, &batch).unwrap();
+                    assert_eq!(bits(&plain), bits(&got));
+                }
             }
         }
     }
@@ -155,32 +175,94 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The same row gives the same bits alone and in any batch, on any number of threads.
+/// The same row gives the same bits alone and in any batch, on any number of threads: on every
+/// instruction set, for rows of either type, for experts with one row and with several tiles.
 #[test]
 fn batch_and_threads_do_not_matter() {
+    const ROWS: usize = 61;
     let mut noise = Noise::new(5);
-    let experts = noise.experts([5, 40, 72], true, true);
-    let case = Case::new(&mut noise, 33, 40, 2, 5);
-    let one = CpuKernel::with_threads(1).unwrap();
-    let whole = one.experts(&experts, OAI, &case.batch()).unwrap();
-    for threads in [2, 3, 8] {
-        let kernel = CpuKernel::with_threads(threads).unwrap();
-        assert_eq!(kernel.num_threads(), threads);
-        let got = kernel.experts(&experts, OAI, &case.batch()).unwrap();
-        assert_eq!(bits(&got), bits(&whole));
+    let experts = prepared(&noise.experts([5, 40, 72], true, true));
+    let mut case = Case::new(&mut noise, ROWS, 40, 2, 5);
+    // Many rows for one expert.
+    case.ids.iter_mut().step_by(3).for_each(|id| *id = 1);
+    let narrow: Vec<bf16> = case.x.iter().map(|&x| bf16::from_f32(x)).collect();
+    let batch = |rows: std::ops::Range<usize>, is_narrow: bool| {
+        let values = rows.start * 40..rows.end * 40;
+        let hidden = match is_narrow {
+            true => Rows::Bf16(&narrow[values]),
+            false => Rows::F32(&case.x[values]),
+        };
+        let slots = rows.start * 2..rows.end * 2;
+        ExpertBatch::new(
+            hidden,
+            40,
+            &case.ids[slots.clone()],
+            &case.weights[slots],
+            2,
+        )
+        .unwrap()
+    };
+    for isa in Isa::available() {
+        let one = CpuKernel::with_threads(1).unwrap().with_isa(isa).unwrap();
+        for is_narrow in [false, true] {
+            let whole = one
+                .experts(&experts, OAI, &batch(0..ROWS, is_narrow))
+                .unwrap();
+            for threads in [2, 3, 8] {
+                let kernel = CpuKernel::with_threads(threads).unwrap();
+                assert_eq!(kernel.num_threads(), threads);
+                let kernel = kernel.with_isa(isa).unwrap();
+                let got = kernel.experts(&experts, OAI, &batch(0..ROWS, is_narrow));
+                assert_eq!(bits(&got.unwrap()), bits(&whole));
+            }
+            for parts in [1, 5, 17] {
+                for first in (0..ROWS).step_by(parts) {
+                    let rows = first..ROWS.min(first + parts);
+                    let got = one.experts(&experts, OAI, &batch(rows.clone(), is_narrow));
+                    let expected = &whole[rows.start * 40..rows.end * 40];
+                    assert_eq!(bits(&got.unwrap()), bits(expected), "{isa} rows {rows:?}");
+                }
+            }
+        }
     }
-    for row in 0..33 {
-        let (x, ids) = (&case.x[row * 40..][..40], &case.ids[row * 2..][..2]);
-        let batch = ExpertBatch::new(x, 40, ids, &case.weights[row * 2..][..2], 2).unwrap();
-        let got = one.experts(&experts, OAI, &batch).unwrap();
-        assert_eq!(bits(&got), bits(&whole[row * 40..][..40]), "row {row}");
+}
+
+/// More rows for one expert than are packed at a time, more features than a block has.
+#[test]
+fn large_sizes_equal_the_formula() {
+    let mut noise = Noise::new(12);
+    for format in [CodeFormat::F32, CodeFormat::BF16, CodeFormat::I8] {
+        let [gate, up] =
+            [(); 2].map(|()| ExpertLinear::new(noise.matrix(format, [70, 1100], false)));
+        let down = ExpertLinear::new(noise.matrix(format, [1100, 70], true));
+        let expert = ExpertMlp::new(Some(gate), up, down).unwrap();
+        let experts = ExpertWeights::new(1100, 70, vec![expert.into()]).unwrap();
+        let mut case = Case::new(&mut noise, 200, 1100, 1, 1);
+        case.ids.fill(0);
+        let ordered = prepared(&experts);
+        let all: Vec<_> = kernels()
+            .iter()
+            .map(|k| {
+                k.experts(&ordered, Activation::SILU, &case.batch())
+                    .unwrap()
+            })
+            .collect();
+        for row in [0, 99, 199] {
+            let values = row * 1100..(row + 1) * 1100;
+            let weight = case.weights[row];
+            let x = &case.x[values.clone()];
+            let expected = term(&experts.experts[0], Activation::SILU, x, weight, false);
+            for got in &all {
+                assert_near(&got[values.clone()], &expected);
+            }
+        }
     }
 }
 
 #[test]
 fn slots_add_up_to_the_sum_bit_by_bit() {
     let mut noise = Noise::new(6);
-    let experts = noise.experts([5, 17, 9], true, false);
+    let experts = prepared(&noise.experts([5, 17, 9], true, false));
     let case = Case::new(&mut noise, 13, 17, 4, 5);
     let kernel = CpuKernel::default();
     let summed = kernel.experts(&experts, OAI, &case.batch()).unwrap();
@@ -203,37 +285,45 @@ fn slots_add_up_to_the_sum_bit_by_bit() {
     }
 }
 
+/// Rows in bf16 meet weights of bf16 in bf16 products, any others as the `f32` they stand for.
 #[test]
-fn bf16_rows_give_the_bits_of_their_f32_values() {
+fn bf16_rows_are_their_f32_values() {
     let mut noise = Noise::new(7);
-    let experts = noise.experts([3, 33, 12], true, true);
-    let mut case = Case::new(&mut noise, 6, 33, 2, 3);
+    let experts = noise.experts([8, 33, 12], true, true);
+    let mut case = Case::new(&mut noise, 6, 33, 2, 8);
     let narrow: Vec<bf16> = case.x.iter().map(|&x| bf16::from_f32(x)).collect();
     case.x = narrow.iter().map(|x| x.to_f32()).collect();
-    let kernel = CpuKernel::default();
-    let wide = kernel.experts(&experts, OAI, &case.batch()).unwrap();
     let batch = ExpertBatch::new(Rows::Bf16(&narrow), 33, &case.ids, &case.weights, 2).unwrap();
-    assert_eq!(
-        bits(&kernel.experts(&experts, OAI, &batch).unwrap()),
-        bits(&wide)
-    );
+    let ordered = prepared(&experts);
+    for kernel in kernels() {
+        let wide = kernel.experts(&experts, OAI, &case.batch()).unwrap();
+        assert_eq!(
+            bits(&kernel.experts(&experts, OAI, &batch).unwrap()),
+            bits(&wide)
+        );
+        let got = kernel.experts(&ordered, OAI, &batch).unwrap();
+        assert_within(4e-3, &got, &case.expected(&experts, OAI, false));
+    }
 }
 
 #[test]
 fn a_nan_stays_in_its_row() {
     let mut noise = Noise::new(8);
-    let experts = noise.experts([2, 8, 8], true, false);
+    let experts = prepared(&noise.experts([2, 8, 8], true, false));
     let mut case = Case::new(&mut noise, 3, 8, 1, 2);
     case.ids.fill(1);
-    let clean = CpuKernel::default()
-        .experts(&experts, Activation::SILU, &case.batch())
-        .unwrap();
-    case.x[8..16].fill(f32::NAN);
-    let got = CpuKernel::default()
-        .experts(&experts, Activation::SILU, &case.batch())
-        .unwrap();
-    assert!(got[8..16].iter().all(|v| v.is_nan()));
-    assert_eq!((&got[..8], &got[16..]), (&clean[..8], &clean[16..]));
+    for kernel in kernels() {
+        let mut case = case.clone();
+        let clean = kernel
+            .experts(&experts, Activation::SILU, &case.batch())
+            .unwrap();
+        case.x[8..16].fill(f32::NAN);
+        let got = kernel
+            .experts(&experts, Activation::SILU, &case.batch())
+            .unwrap();
+        assert!(got[8..16].iter().all(|v| v.is_nan()));
+        assert_eq!((&got[..8], &got[16..]), (&clean[..8], &clean[16..]));
+    }
 }
 
 #[test]
@@ -303,6 +393,7 @@ fn misfits_are_refused() {
         message.contains("bias has 7 elements, expected 8"),
         "{message}"
     );
+    assert!(PreparedExperts::new(broken).is_err());
     assert!(CpuKernel::with_threads(0).is_err());
 }
 
@@ -323,9 +414,12 @@ proptest! {
         if one_expert {
             case.ids.fill(num as i64 - 1);
         }
-        let kernel = CpuKernel::default();
-        let got = kernel.experts(&experts, Activation::SILU, &case.batch()).unwrap();
-        assert_near(&got, &case.expected(&experts, Activation::SILU, false));
+        let ordered = prepared(&experts);
+        let expected = case.expected(&experts, Activation::SILU, false);
+        for kernel in kernels() {
+            let got = kernel.experts(&ordered, Activation::SILU, &case.batch()).unwrap();
+            assert_near(&got, &expected);
+        }
     }
 }
 

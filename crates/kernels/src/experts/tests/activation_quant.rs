@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use moekit_quant::{ActivationFormat, ActivationQuant};
 
+use super::super::activate::tests::activated;
+use super::super::inputs::InputPlan;
 use super::*;
 use crate::ActivationQuantMode;
 
@@ -135,6 +137,10 @@ fn quantized(scheme: Option<ActivationQuant>, x: &[f32]) -> Vec<f32> {
 }
 
 /// [`term`] with the input of each linear quantized.
+///
+/// The activation is that of the kernels, to the bit: where it is limited, the largest magnitude
+/// of a row is a constant, and the scale that follows from it puts values into the middle of two
+/// codes.
 fn emulated(
     expert: &ExpertMlp,
     activation: Activation,
@@ -153,7 +159,7 @@ fn emulated(
     };
     let inner = gate.iter().zip(&up);
     let inner: Vec<f32> = inner
-        .map(|(&g, &u)| activation.apply(g as f32, u as f32))
+        .map(|(&g, &u)| activated(Isa::Portable, activation, g as f32, u as f32))
         .collect();
     let output = product(&expert.down, &inner);
     output.iter().map(|y| y * f64::from(after)).collect()
@@ -211,7 +217,13 @@ fn run(
     batch: ExpertBatch<'_>,
 ) -> Vec<f32> {
     let batch = batch.with_activation_quant(ActivationQuantMode::Emulate);
-    kernel.experts(experts, activation, &batch).unwrap()
+    let plain = kernel.experts(experts, activation, &batch).unwrap();
+    let ordered = prepared(experts);
+    let got = kernel.experts(&ordered, activation, &batch).unwrap();
+    if let Rows::F32(_) = batch.hidden() {
+        assert_eq!(bits(&got), bits(&plain));
+    }
+    plain
 }
 
 fn place(on_input: bool) -> RouterWeight {
@@ -230,7 +242,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn every_scheme_equals_the_formula() {
     let mut noise = Noise::new(31);
-    let kernel = CpuKernel::default();
+    let kernel = CpuKernel::default().with_isa(Isa::Portable).unwrap();
     for scheme in SCHEMES {
         for activation in [OAI, Activation::Relu2NoMul] {
             let plain = noise.experts([8, 40, 36], activation.is_gated(), true);
@@ -341,7 +353,7 @@ fn equal_inputs_are_quantized_once() {
             .unwrap()
             .with_router_weight(place(on_input))
             .with_activation_quant(ActivationQuantMode::Emulate);
-        let experts: Vec<&ExpertMlp> = experts.experts.iter().map(|e| &**e).collect();
+        let experts = ExpertSet::from(experts).mlps();
         InputPlan::new(&experts, &batch).len()
     };
     let per_token = |format| Some(ActivationQuant::PerToken { format });

@@ -1,0 +1,251 @@
+//! The activation between w13 and w2.
+#![allow(unsafe_code, reason = "vector instructions")]
+
+use moekit_quant::Activation;
+
+use crate::formats::Input;
+use crate::simd::{LANES, Op, Simd};
+use crate::tile::SUMS;
+
+/// Most units that a task writes of a row: those of two panels.
+const MAX_UNITS: usize = SUMS;
+
+/// Turns the sums of a tile into units of the input of w2.
+pub(super) struct Activate<'a> {
+    pub(super) activation: Activation,
+    /// `[rows, SUMS]`: gate and up, or two panels of up.
+    pub(super) sums: &'a [f32],
+    /// What the input of each row is multiplied by, for either panel: `[rows]`.
+    pub(super) weights: &'a [[f32; 2]],
+    /// Of both panels.
+    pub(super) bias: &'a [f32; SUMS],
+    /// Features that there are; what lies beyond becomes zero.
+    pub(super) features: usize,
+    pub(super) input: Input,
+    /// Some units of a tile, those of all rows side by side.
+    pub(super) out: &'a mut [u32],
+}
+
+impl Op for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let rows = self.weights.len();
+        let units = self.out.len() / rows;
+        let mut row_units = [0; MAX_UNITS];
+        let mut values = [0.0; SUMS];
+        for (row, (sums, weights)) in self.sums.chunks_exact(SUMS).zip(self.weights).enumerate() {
+            // SAFETY: the caller's promise; all pointers are into arrays of the length read.
+            unsafe {
+                let linear = |panel: usize| {
+                    let weight = S::splat(weights[panel]);
+                    let sum = S::load(sums[panel * LANES..][..LANES].as_ptr());
+                    let bias = S::load(self.bias[panel * LANES..][..LANES].as_ptr());
+                    S::add(S::mul(sum, weight), bias)
+                };
+                let [first, second] = values.as_chunks_mut::<LANES>().0 else {
+                    return;
+                };
+                match self.activation.is_gated() {
+                    true => S::store(
+                        first.as_mut_ptr(),
+                        apply::<S>(self.activation, linear(0), linear(1)),
+                    ),
+                    false => {
+                        for (panel, out) in [first, second].into_iter().enumerate() {
+                            let up = linear(panel);
+                            S::store(out.as_mut_ptr(), apply::<S>(self.activation, up, up));
+                        }
+                    }
+                }
+                values[self.features..].fill(0.0);
+                match self.input {
+                    Input::F32 => row_units = values.map(f32::to_bits),
+                    Input::Bf16 => {
+                        for (values, out) in values
+                            .as_chunks::<LANES>()
+                            .0
+                            .iter()
+                            .zip(row_units.as_chunks_mut::<{ LANES / 2 }>().0)
+                        {
+                            S::store_pairs(out.as_mut_ptr(), S::load(values.as_ptr()));
+                        }
+                    }
+                }
+            }
+            let out = self.out[row..].iter_mut().step_by(rows);
+            out.zip(&row_units[..units])
+                .for_each(|(out, unit)| *out = *unit);
+        }
+    }
+}
+
+/// [`Activation::apply`] of 32 values, which it is held to.
+#[inline(always)]
+unsafe fn apply<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
+    // SAFETY: the machine has the instructions of `S`.
+    unsafe {
+        let limited = |limit: Option<f32>| match limit {
+            Some(l) => (
+                S::at_most(gate, S::splat(l)),
+                S::at_least(S::at_most(up, S::splat(l)), S::splat(-l)),
+            ),
+            None => (gate, up),
+        };
+        match activation {
+            Activation::Silu { limit } => {
+                let (g, u) = limited(limit);
+                S::mul(times_sigmoid::<S>(g, g), u)
+            }
+            Activation::GeluTanh { limit } => {
+                let (g, u) = limited(limit);
+                S::mul(gelu_tanh::<S>(g), u)
+            }
+            Activation::SwigluOai { alpha, beta, limit } => {
+                let (g, u) = limited(limit);
+                let g = times_sigmoid::<S>(g, S::mul(g, S::splat(alpha)));
+                S::mul(S::add(u, S::splat(beta)), g)
+            }
+            Activation::SwigluStep { limit } => {
+                let (_, u) = limited(Some(limit));
+                let g = times_sigmoid::<S>(gate, gate);
+                S::mul(S::at_most(g, S::splat(limit)), u)
+            }
+            Activation::SiluNoMul => times_sigmoid::<S>(up, up),
+            Activation::GeluTanhNoMul => gelu_tanh::<S>(up),
+            Activation::Relu2NoMul => {
+                let positive = S::at_least(up, S::zero());
+                S::mul(positive, positive)
+            }
+            // The error function has no vector form here.
+            other => {
+                let (mut gates, mut ups) = ([0.0; LANES], [0.0; LANES]);
+                S::store(gates.as_mut_ptr(), gate);
+                S::store(ups.as_mut_ptr(), up);
+                let pairs = gates.iter_mut().zip(ups);
+                pairs.for_each(|(g, u)| *g = other.apply(*g, u));
+                S::load(gates.as_ptr())
+            }
+        }
+    }
+}
+
+/// `0.5 x (1 + tanh(y)) = x sigmoid(2 y)` with `y = sqrt(2 / pi) (x + 0.044715 x^3)`.
+#[inline(always)]
+unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
+    const TWICE: f32 = 2.0 * 0.797_884_6;
+    // SAFETY: the machine has the instructions of `S`.
+    unsafe {
+        let square = S::mul(x, x);
+        let factor = S::mul_add(square, S::splat(TWICE * 0.044_715), S::splat(TWICE));
+        times_sigmoid::<S>(x, S::mul(x, factor))
+    }
+}
+
+/// `x / (1 + exp(-y))`
+#[inline(always)]
+unsafe fn times_sigmoid<S: Simd>(x: S::F, y: S::F) -> S::F {
+    // SAFETY: the machine has the instructions of `S`.
+    unsafe {
+        let exp = exp::<S>(S::sub(S::zero(), y));
+        S::div(x, S::add(S::splat(1.0), exp))
+    }
+}
+
+/// `2^n e^r` with `n` whole and `|r| <= ln(2) / 2`, the latter by its series up to `r^7 / 7!`, which
+/// leaves out less than 2^-27. Below -87 and above 88, the values there; NaN stays.
+#[inline(always)]
+unsafe fn exp<S: Simd>(x: S::F) -> S::F {
+    // The high part of ln(2) has zeros enough for products with `n` to be exact.
+    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    // SAFETY: the machine has the instructions of `S`.
+    unsafe {
+        let x = S::at_least(S::at_most(x, S::splat(88.0)), S::splat(-87.0));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::mul_add(n, S::splat(-LN2[0]), x);
+        let r = S::mul_add(n, S::splat(-LN2[1]), r);
+        let mut sum = S::splat(1.0 / 5040.0);
+        for divisor in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
+            sum = S::mul_add(sum, r, S::splat(1.0 / divisor));
+        }
+        S::scale(sum, n)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::Isa;
+
+    /// One value as the kernels compute it.
+    pub(in crate::experts) fn activated(
+        isa: Isa,
+        activation: Activation,
+        gate: f32,
+        up: f32,
+    ) -> f32 {
+        let mut sums = [0.0; SUMS];
+        sums[..LANES].fill(if activation.is_gated() { gate } else { up });
+        sums[LANES..].fill(up);
+        let mut out = [0; LANES];
+        let op = Activate {
+            activation,
+            sums: &sums,
+            weights: &[[1.0; 2]],
+            bias: &[0.0; SUMS],
+            features: LANES,
+            input: Input::F32,
+            out: &mut out,
+        };
+        // SAFETY: the instruction set is an available one.
+        unsafe { isa.dispatch(op) };
+        assert!(out.iter().all(|bits| *bits == out[0]));
+        f32::from_bits(out[0])
+    }
+
+    #[test]
+    fn as_the_reference() {
+        let limit = Some(2.5);
+        for isa in Isa::available() {
+            for activation in [
+                Activation::SILU,
+                Activation::Silu { limit },
+                Activation::Gelu { limit },
+                Activation::GeluTanh { limit: None },
+                Activation::GeluTanh { limit },
+                Activation::SwigluOai {
+                    alpha: 1.702,
+                    beta: 1.0,
+                    limit,
+                },
+                Activation::SwigluStep { limit: 2.5 },
+                Activation::SiluNoMul,
+                Activation::GeluNoMul,
+                Activation::GeluTanhNoMul,
+                Activation::Relu2NoMul,
+            ] {
+                for i in -400..=400 {
+                    let (gate, up) = (i as f32 * 0.27, (i % 13) as f32 - 6.0);
+                    let (gate, up) = if activation.is_gated() {
+                        (gate, up)
+                    } else {
+                        (up, gate)
+                    };
+                    let got = f64::from(activated(isa, activation, gate, up));
+                    let want = f64::from(activation.apply(gate, up));
+                    let error = (got - want).abs();
+                    let size = f64::from(gate.abs() * (up.abs() + 1.0));
+                    // Where `tanh` is nearly -1, the reference itself has few bits left.
+                    assert!(
+                        error <= 1e-6 * want.abs() + 1e-7 * size,
+                        "{isa} {activation:?} ({gate}, {up}): {got} {want}"
+                    );
+                }
+                if !matches!(activation, Activation::Gelu { .. } | Activation::GeluNoMul) {
+                    assert!(activated(isa, activation, f32::NAN, f32::NAN).is_nan());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The experts: w13, activation, w2, weighted sum.
+
+mod activate;
+mod finish;
+mod inputs;
+mod job;
+mod memory;
+mod pack;
+mod phase;
+mod plan;
+mod view;
+mod work;
+
+use moekit_quant::Activation;
+
+use self::job::Job;
+pub(crate) use self::memory::Workspaces;
+pub use self::view::ExpertSet;
+pub(crate) use self::view::{LinearView, MlpView, WeightView};
+use crate::CpuKernel;
+use crate::batch::ExpertBatch;
+use crate::error::{KernelError, area};
+
+impl CpuKernel {
+    /// The fused experts: for each row the weighted sum over its slots,
+    /// `sum_j w_j * down(activation(gate(x), up(x)))`, slots added in order.
+    ///
+    /// Weights stay packed: their codes become numbers in registers, or a block of a panel at a
+    /// time in cache. Sums are in `f32`. Rows in `f32` are never rounded; rows in bf16 meet bf16
+    /// weights in bf16 products, and what lies between w13 and w2 is rounded to bf16 for them.
+    /// [`ExpertBatch::with_activation_quant`] says whether the inputs of linears are quantized.
+    ///
+    /// # Arguments
+    ///
+    /// - `experts` - [prepared](crate::PreparedExperts), or weights as a checkpoint has them, which
+    ///   are rearranged on the way: right, and slower.
+    ///
+    /// # Returns
+    ///
+    /// `[num_rows, hidden_size]`; zeros for a row without an occupied slot.
+    ///
+    /// # Errors
+    ///
+    /// If an id names no expert of `experts`, or shapes do not fit.
+    pub fn experts<'a>(
+        &self,
+        experts: impl Into<ExpertSet<'a>>,
+        activation: Activation,
+        batch: &ExpertBatch<'_>,
+    ) -> Result<Vec<f32>, KernelError> {
+        let mut out = vec![0.0; area("outputs", batch.num_rows(), batch.hidden_size())?];
+        let job = Job::new(self, experts.into(), activation, batch, false)?;
+        job.run(self, &mut out)?;
+        Ok(out)
+    }
+
+    /// The terms of [`CpuKernel::experts`] before they are added up, router weights included.
+    ///
+    /// # Returns
+    ///
+    /// `[num_rows, top_k, hidden_size]`; zeros for an empty slot.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CpuKernel::experts`].
+    pub fn experts_per_slot<'a>(
+        &self,
+        experts: impl Into<ExpertSet<'a>>,
+        activation: Activation,
+        batch: &ExpertBatch<'_>,
+    ) -> Result<Vec<f32>, KernelError> {
+        let slots = batch.local_ids().len();
+        let mut out = vec![0.0; area("slot outputs", slots, batch.hidden_size())?];
+        let job = Job::new(self, experts.into(), activation, batch, true)?;
+        job.run(self, &mut out)?;
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests;

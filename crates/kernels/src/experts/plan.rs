@@ -1,0 +1,150 @@
+//! How each linear of a call is multiplied.
+
+use std::ops::Range;
+
+use moekit_quant::ActivationQuant;
+
+use super::{LinearView, MlpView, WeightView};
+use crate::ActivationQuantMode;
+use crate::dequantize::dequantize_rows;
+use crate::formats::{Direct, Input, direct, input};
+use crate::prepared::FEATURES;
+use crate::simd::LANES;
+
+/// Features of a panel that are widened at a time: 64 KiB, which stay in the second-level cache
+/// while all rows are multiplied.
+pub(super) const BLOCK: usize = 512;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinearPlan<'a> {
+    weight: WeightView<'a>,
+    pub(super) bias: Option<&'a [f32]>,
+    /// How its input is quantized, if it is.
+    pub(super) quant: Option<ActivationQuant>,
+    pub(super) input: Input,
+    /// `None` where weights are widened first.
+    pub(super) direct: Option<Direct>,
+    /// Output features.
+    pub(super) rows: usize,
+    /// Input features, padding included.
+    pub(super) features: usize,
+}
+
+impl<'a> LinearPlan<'a> {
+    /// # Arguments
+    ///
+    /// - `narrow` - whether activations are in bf16.
+    fn new(linear: &LinearView<'a>, narrow: bool, mode: ActivationQuantMode) -> Self {
+        let quant = mode.input_quant(linear.input_quant);
+        let (input, direct) = match linear.weight {
+            WeightView::Prepared(matrix) => {
+                let input = input(matrix.layout(), narrow && quant.is_none());
+                (input, direct(matrix.layout(), input))
+            }
+            WeightView::Packed(_) => (Input::F32, None),
+        };
+        let [rows, cols] = linear.weight.shape();
+        Self {
+            weight: linear.weight,
+            bias: linear.bias,
+            quant,
+            input,
+            direct,
+            rows,
+            features: cols.next_multiple_of(FEATURES),
+        }
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// 4-byte units of a row of activations.
+    pub(super) fn units(&self) -> usize {
+        self.features / self.input.features_per_unit()
+    }
+
+    /// The bytes of a panel; none where they do not lie side by side.
+    pub(super) fn panel(&self, panel: usize) -> &'a [u8] {
+        match self.weight {
+            WeightView::Prepared(matrix) if panel < self.panels() => matrix.panel(panel),
+            _ => &[],
+        }
+    }
+
+    /// Widens some features of a panel to `[features, 32]`, zeros where there are none.
+    pub(super) fn unpack(&self, panel: usize, features: Range<usize>, out: &mut [f32]) {
+        match self.weight {
+            WeightView::Prepared(matrix) => {
+                matrix.layout().unpack(matrix.panel(panel), features, out);
+            }
+            WeightView::Packed(matrix) => {
+                out.fill(0.0);
+                let rows = panel * LANES..self.rows.min((panel + 1) * LANES);
+                let features = features.start..features.end.min(matrix.cols());
+                let mut values = [0.0; LANES * BLOCK];
+                let values = &mut values[..rows.len() * features.len()];
+                // The ranges lie within the matrix, and blocks begin at even features.
+                let Ok(part) = matrix.slice(rows, features.clone()) else {
+                    return;
+                };
+                dequantize_rows(&part, 0, values);
+                for (lane, row) in values.chunks_exact(features.len()).enumerate() {
+                    let out = out.iter_mut().skip(lane).step_by(LANES);
+                    out.zip(row).for_each(|(out, value)| *out = *value);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MlpPlan<'a> {
+    pub(super) gate: Option<LinearPlan<'a>>,
+    pub(super) up: LinearPlan<'a>,
+    pub(super) down: LinearPlan<'a>,
+}
+
+impl<'a> MlpPlan<'a> {
+    pub(super) fn new(mlp: &MlpView<'a>, narrow: bool, mode: ActivationQuantMode) -> Self {
+        let plan = |linear: &LinearView<'a>| LinearPlan::new(linear, narrow, mode);
+        Self {
+            gate: mlp.gate.as_ref().map(plan),
+            up: plan(&mlp.up),
+            down: plan(&mlp.down),
+        }
+    }
+
+    /// The two panels of w13 that a task multiplies, and which of gate and up they are of.
+    pub(super) fn w13(&self, task: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
+        match &self.gate {
+            Some(gate) => [Some((gate, task)), Some((&self.up, task))],
+            None => pair(&self.up, task),
+        }
+    }
+
+    pub(super) fn w13_tasks(&self) -> usize {
+        match self.gate {
+            Some(_) => self.up.panels(),
+            None => self.up.panels().div_ceil(2),
+        }
+    }
+
+    /// The two panels of w2 that a task multiplies.
+    pub(super) fn w2(&self, task: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
+        pair(&self.down, task)
+    }
+
+    pub(super) fn w2_tasks(&self) -> usize {
+        self.down.panels().div_ceil(2)
+    }
+}
+
+fn pair<'p, 'a>(
+    linear: &'p LinearPlan<'a>,
+    task: usize,
+) -> [Option<(&'p LinearPlan<'a>, usize)>; 2] {
+    let panel = 2 * task;
+    let second = (panel + 1 < linear.panels()).then_some((linear, panel + 1));
+    [Some((linear, panel)), second]
+}

@@ -1,0 +1,486 @@
+//! What the threads of a call do.
+#![allow(
+    unsafe_code,
+    reason = "tiles, buffers that threads write disjoint parts of"
+)]
+
+use std::ptr;
+use std::sync::atomic::AtomicBool;
+
+use super::activate::Activate;
+use super::finish::{Finish, Sum};
+use super::job::{Chunk, Job, Outputs};
+use super::memory::{Scratch, Shared};
+use super::pack::{Row, Tiles, pack_row};
+use super::phase::{FailOnPanic, Phase, Task};
+use super::plan::{BLOCK, LinearPlan, MlpPlan};
+use crate::batch::RouterWeight;
+use crate::formats::Direct;
+use crate::rows::Rows;
+use crate::simd::LANES;
+use crate::tile::{Prefetch, SUMS, Tile};
+
+/// Bytes of a panel that all rows are multiplied by before the next ones: a part of the
+/// second-level cache.
+const PANEL_BLOCK: usize = 128 << 10;
+/// Columns and rows of a task of the last step.
+const SUM_COLUMNS: usize = 512;
+const SUM_ROWS: usize = 8;
+/// Most rows of a tile on any instruction set.
+const MAX_ROWS: usize = 12;
+
+/// A call with its buffers.
+pub(super) struct Work<'a> {
+    job: &'a Job<'a>,
+    /// The rows of the input plan.
+    quantized: &'a [f32],
+    /// Inputs of w2: `job.units` for each occupied slot, tile by tile.
+    intermediate: Shared<'a, u32>,
+    /// `[occupied slots, terms_width]`
+    terms: Shared<'a, f32>,
+    out: Shared<'a, f32>,
+    positions: Vec<Option<usize>>,
+    w13: Phase,
+    quantize: Phase,
+    w2: Phase,
+    sum: Phase,
+    failed: AtomicBool,
+}
+
+/// A panel of a linear and what it is multiplied with.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    linear: &'a LinearPlan<'a>,
+    panel: usize,
+    input: &'a [u32],
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(
+        job: &'a Job<'a>,
+        quantized: &'a [f32],
+        intermediate: Shared<'a, u32>,
+        terms: Shared<'a, f32>,
+        out: Shared<'a, f32>,
+    ) -> Self {
+        let phase = |tasks: &dyn Fn(&Chunk, &MlpPlan<'a>) -> usize| {
+            let chunks = job.chunks.iter();
+            Phase::new(chunks.map(|chunk| tasks(chunk, &job.mlps[chunk.expert])))
+        };
+        let tiles = |chunk: &Chunk| Tiles::new(chunk.rows, job.isa.max_rows()).len();
+        let (positions, sums) = match job.outputs {
+            Outputs::Slots => (Vec::new(), 0),
+            Outputs::Terms => {
+                let columns = job.batch.hidden_size().div_ceil(SUM_COLUMNS);
+                let rows = job.batch.num_rows().div_ceil(SUM_ROWS);
+                (job.positions(), rows * columns)
+            }
+        };
+        Self {
+            job,
+            quantized,
+            intermediate,
+            terms,
+            out,
+            positions,
+            w13: phase(&|_, mlp| mlp.w13_tasks()),
+            quantize: phase(&|chunk, mlp| mlp.down.quant.map_or(0, |_| tiles(chunk))),
+            w2: phase(&|_, mlp| mlp.w2_tasks()),
+            sum: Phase::new([sums].into_iter()),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Threads beyond this one would find nothing to do.
+    pub(super) fn most_threads(&self) -> usize {
+        self.w13.len().max(self.w2.len())
+    }
+
+    /// What each thread does.
+    pub(super) fn run(&self, scratch: &mut Scratch<'_>) {
+        let _guard = FailOnPanic(&self.failed);
+        let failed = &self.failed;
+        self.w13
+            .run(failed, |task, next| self.w13(scratch, task, next));
+        self.quantize
+            .run(failed, |task, _| self.quantize(scratch, task));
+        self.w2
+            .run(failed, |task, next| self.w2(scratch, task, next));
+        self.sum.run(failed, |task, _| self.sum(task.index));
+    }
+
+    fn chunk(&self, task: Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
+        let chunk = &self.job.chunks[task.part];
+        let tiles = Tiles::new(chunk.rows, self.job.isa.max_rows());
+        (chunk, &self.job.mlps[chunk.expert], tiles)
+    }
+
+    /// The slots of the rows of a chunk.
+    fn slots(&self, chunk: &Chunk) -> &'a [usize] {
+        self.job.grouped.slots(chunk.start, chunk.rows)
+    }
+
+    /// Some columns of gate and up, and the activation.
+    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Task>) {
+        let (chunk, mlp, tiles) = self.chunk(task);
+        if scratch.packed_part != Some(task.part) {
+            self.pack(scratch, chunk, mlp, tiles);
+            scratch.packed_part = Some(task.part);
+        }
+        let Scratch {
+            packed,
+            sums,
+            block,
+            ..
+        } = scratch;
+        let panels = mlp.w13(task.index);
+        let sources = self.sources(mlp);
+        let parts = [0, 1].map(|i| {
+            panels[i].map(|(linear, panel)| Part {
+                linear,
+                panel,
+                input: &*packed[sources[i]],
+            })
+        });
+        let next = next.and_then(|task| {
+            let (_, mlp, _) = self.chunk(task);
+            mlp.w13(task.index)[0]
+        });
+        self.multiply(parts, tiles, sums, block, next);
+        self.activate(chunk, mlp, task.index, tiles, sums);
+    }
+
+    /// Which packed input the two panels of a task of w13 take.
+    fn sources(&self, mlp: &MlpPlan<'_>) -> [usize; 2] {
+        match &mlp.gate {
+            Some(gate) if (gate.input, gate.quant) == (mlp.up.input, mlp.up.quant) => [0, 0],
+            Some(_) => [0, 1],
+            None => [1, 1],
+        }
+    }
+
+    /// Writes the inputs of gate and up of a chunk.
+    fn pack(&self, scratch: &mut Scratch<'_>, chunk: &Chunk, mlp: &MlpPlan<'_>, tiles: Tiles) {
+        let sources = self.sources(mlp);
+        let linears = [mlp.gate.as_ref(), Some(&mlp.up)];
+        for (which, linear) in linears.into_iter().enumerate() {
+            let Some(linear) = linear.filter(|_| sources.contains(&which)) else {
+                continue;
+            };
+            let (units, slots) = (linear.units(), self.slots(chunk));
+            for (first, rows) in tiles.iter() {
+                let tile = &mut scratch.packed[which][first * units..][..rows * units];
+                for (row, &slot) in slots[first..first + rows].iter().enumerate() {
+                    let source = self.row(slot, which);
+                    pack_row(source, linear.input, &mut tile[row..], rows, units);
+                }
+            }
+        }
+    }
+
+    /// The row that gate (0) or up (1) takes in a slot.
+    fn row(&self, slot: usize, which: usize) -> Row<'a> {
+        let width = self.job.batch.hidden_size();
+        let of = |row: usize| row * width..(row + 1) * width;
+        if let Some(planned) = self.job.inputs.of_slot(slot)[which] {
+            return Row::F32(&self.quantized[of(planned)]);
+        }
+        let row = of(slot / self.job.batch.top_k());
+        match self.job.batch.hidden() {
+            Rows::F32(values) => Row::F32(&values[row]),
+            Rows::Bf16(values) => Row::Bf16(&values[row]),
+        }
+    }
+
+    /// Turns the sums of a task of w13 into inputs of w2.
+    fn activate(&self, chunk: &Chunk, mlp: &MlpPlan<'_>, task: usize, tiles: Tiles, sums: &[f32]) {
+        let most = if mlp.gate.is_some() { LANES } else { SUMS };
+        let first_feature = task * most;
+        let down = &mlp.down;
+        let per_unit = down.input.features_per_unit();
+        let units = (down.features - first_feature).min(most).div_ceil(per_unit);
+        let bias = biases(mlp.w13(task));
+        for (first, rows) in tiles.iter() {
+            let slots = &self.slots(chunk)[first..first + rows];
+            let mut weights = [[1.0; 2]; MAX_ROWS];
+            for (weights, &slot) in weights.iter_mut().zip(slots) {
+                let planned = self.job.inputs.of_slot(slot);
+                let which = if mlp.gate.is_some() { [0, 1] } else { [1, 1] };
+                // A planned row has been multiplied already. The product is linear, so that the
+                // weight of any other input may as well multiply it.
+                *weights = which.map(|which| match planned[which] {
+                    Some(_) => 1.0,
+                    None => self.job.batch.input_weight(slot),
+                });
+            }
+            let tile = chunk.start * self.job.units + first * down.units();
+            let start = tile + first_feature / per_unit * rows;
+            // SAFETY: these units of this tile are those of this task alone.
+            let out = unsafe { self.intermediate.part_mut(start, units * rows) };
+            let op = Activate {
+                activation: self.job.activation,
+                sums: &sums[first * SUMS..][..rows * SUMS],
+                weights: &weights[..rows],
+                bias: &bias,
+                features: (down_width(mlp) - first_feature).min(most),
+                input: down.input,
+                out,
+            };
+            // SAFETY: `CpuKernel::isa` gives what the machine has.
+            unsafe { self.job.isa.dispatch(op) };
+        }
+    }
+
+    /// Quantizes and dequantizes the inputs of w2 of a tile.
+    fn quantize(&self, scratch: &mut Scratch<'_>, task: Task) {
+        let (chunk, mlp, tiles) = self.chunk(task);
+        let Some((quant, (first, rows))) = mlp.down.quant.zip(tiles.iter().nth(task.index)) else {
+            return;
+        };
+        let units = mlp.down.units();
+        let start = chunk.start * self.job.units + first * units;
+        // SAFETY: the tile is that of this task alone, and those of the step before are done.
+        let tile = unsafe { self.intermediate.part_mut(start, rows * units) };
+        let values = &mut scratch.block[..down_width(mlp)];
+        for row in 0..rows {
+            let units = tile[row..].iter_mut().step_by(rows);
+            for (value, unit) in values.iter_mut().zip(units) {
+                *value = f32::from_bits(*unit);
+            }
+            quant.apply(values);
+            let units = tile[row..].iter_mut().step_by(rows);
+            for (value, unit) in values.iter().zip(units) {
+                *unit = value.to_bits();
+            }
+        }
+    }
+
+    /// Some columns of w2.
+    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Task>) {
+        let (chunk, mlp, tiles) = self.chunk(task);
+        let units = mlp.down.units();
+        let start = chunk.start * self.job.units;
+        // SAFETY: the steps that write these are done.
+        let input = unsafe { self.intermediate.part(start, chunk.rows * units) };
+        let panels = mlp.w2(task.index);
+        let parts = panels.map(|panel| {
+            panel.map(|(linear, panel)| Part {
+                linear,
+                panel,
+                input,
+            })
+        });
+        let next = next.and_then(|task| {
+            let (_, mlp, _) = self.chunk(task);
+            mlp.w2(task.index)[0]
+        });
+        self.multiply(parts, tiles, scratch.sums, scratch.block, next);
+        self.finish(chunk, panels, task.index, scratch.sums);
+    }
+
+    /// Puts the outputs of a task of w2 where they belong.
+    fn finish(
+        &self,
+        chunk: &Chunk,
+        panels: [Option<(&LinearPlan<'_>, usize)>; 2],
+        task: usize,
+        sums: &[f32],
+    ) {
+        let bias = biases(panels);
+        let hidden_size = self.job.batch.hidden_size();
+        let column = task * SUMS;
+        let columns = (hidden_size - column).min(SUMS);
+        for (row, &slot) in self.slots(chunk).iter().enumerate() {
+            let start = match self.job.outputs {
+                Outputs::Slots => slot * hidden_size,
+                Outputs::Terms => (chunk.start + row) * self.job.terms_width(),
+            };
+            let buffer = match self.job.outputs {
+                Outputs::Slots => &self.out,
+                Outputs::Terms => &self.terms,
+            };
+            // SAFETY: these columns of this slot are those of this task alone.
+            let out = unsafe { buffer.part_mut(start + column, columns) };
+            let op = Finish {
+                sums: &sums[row * SUMS..][..SUMS],
+                bias: &bias,
+                weight: match self.job.batch.router_weight() {
+                    RouterWeight::OnOutput => self.job.batch.weights()[slot],
+                    RouterWeight::OnInput => 1.0,
+                },
+                out,
+            };
+            // SAFETY: `CpuKernel::isa` gives what the machine has.
+            unsafe { self.job.isa.dispatch(op) };
+        }
+    }
+
+    /// Adds up the terms of some columns of some rows.
+    fn sum(&self, task: usize) {
+        let batch = self.job.batch;
+        let (hidden_size, top_k, width) =
+            (batch.hidden_size(), batch.top_k(), self.job.terms_width());
+        let parts = hidden_size.div_ceil(SUM_COLUMNS);
+        let column = task % parts * SUM_COLUMNS;
+        let columns = (hidden_size - column).min(SUM_COLUMNS);
+        let first = task / parts * SUM_ROWS;
+        for row in first..batch.num_rows().min(first + SUM_ROWS) {
+            let positions = self.positions[row * top_k..(row + 1) * top_k].iter();
+            let terms = positions.flatten().map(|at| {
+                let len = columns.next_multiple_of(LANES);
+                // SAFETY: the step that writes terms is done.
+                unsafe { self.terms.part(at * width + column, len) }
+            });
+            // SAFETY: these columns of this row are those of this task alone.
+            let out = unsafe { self.out.part_mut(row * hidden_size + column, columns) };
+            // SAFETY: `CpuKernel::isa` gives what the machine has.
+            unsafe { self.job.isa.dispatch(Sum { terms, out }) };
+        }
+    }
+
+    /// Multiplies the rows of a chunk with one or two panels, each of which has its half of `sums`.
+    ///
+    /// # Arguments
+    ///
+    /// - `next` - what this thread reads after that.
+    fn multiply(
+        &self,
+        parts: [Option<Part<'_>>; 2],
+        tiles: Tiles,
+        sums: &mut [f32],
+        block: &mut [f32],
+        next: Option<(&LinearPlan<'_>, usize)>,
+    ) {
+        sums.fill(0.0);
+        let next = next.map_or(ptr::null(), |(linear, panel)| linear.panel(panel).as_ptr());
+        if let [Some(first), Some(second)] = parts
+            && let Some(direct) = self.together(first, second, tiles)
+        {
+            let panels = [first, second].map(|part| part.linear.panel(part.panel));
+            return self.direct(direct, first, &panels, tiles, sums, next);
+        }
+        for (i, part) in parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            let sums = &mut sums[i * LANES..];
+            let next = match parts.get(i + 1) {
+                Some(Some(second)) => second.linear.panel(second.panel).as_ptr(),
+                _ => next,
+            };
+            match part.linear.direct {
+                Some(direct) => {
+                    let panels = [part.linear.panel(part.panel)];
+                    self.direct(direct, *part, &panels, tiles, sums, next);
+                }
+                None => self.widened(*part, tiles, sums, block),
+            }
+        }
+    }
+
+    /// The loop that multiplies two panels at once, for so few rows that one panel would leave
+    /// registers unused and sums waiting for each other.
+    fn together(&self, first: Part<'_>, second: Part<'_>, tiles: Tiles) -> Option<Direct> {
+        let (a, b) = (first.linear.direct?, second.linear.direct?);
+        let same = ptr::fn_addr_eq(a.tile, b.tile) && ptr::eq(first.input, second.input);
+        let fits = tiles
+            .iter()
+            .all(|(_, rows)| rows <= self.job.isa.max_rows_of_two());
+        (same && fits).then_some(a)
+    }
+
+    fn direct(
+        &self,
+        direct: Direct,
+        part: Part<'_>,
+        panels: &[&[u8]],
+        tiles: Tiles,
+        sums: &mut [f32],
+        next: *const u8,
+    ) {
+        let (features, units) = (part.linear.features, part.linear.units());
+        let steps = features / direct.features;
+        let units_of_step = units / steps;
+        assert!(
+            panels
+                .iter()
+                .all(|panel| panel.len() >= steps * direct.bytes),
+            "a panel holds all steps"
+        );
+        let most = (PANEL_BLOCK / direct.bytes).max(1);
+        for start in (0..steps).step_by(most) {
+            let steps_here = most.min(steps - start);
+            let offset = start * direct.bytes;
+            let bytes = steps_here * direct.bytes;
+            let after = match start + steps_here < steps {
+                true => panels[0].as_ptr().wrapping_add(offset + bytes),
+                false => next,
+            };
+            let share = bytes.div_ceil(tiles.len());
+            for (tile, (first, rows)) in tiles.iter().enumerate() {
+                let input = &part.input[first * units..][..rows * units];
+                let prefetch = match after.is_null() {
+                    true => Prefetch::NONE,
+                    false => Prefetch::over(after.wrapping_add(tile * share), share, steps_here),
+                };
+                let at = |panel: &[u8]| panel.as_ptr().wrapping_add(offset);
+                let tile = Tile {
+                    a: input[start * units_of_step * rows..].as_ptr(),
+                    b: [at(panels[0]), panels.get(1).map_or(ptr::null(), |p| at(p))],
+                    sums: sums[first * SUMS..].as_mut_ptr(),
+                    rows,
+                    panels: panels.len(),
+                    steps: steps_here,
+                    prefetch,
+                };
+                // SAFETY: the instruction set is an available one. The input of the tile holds
+                // `units` for each row, the panels all steps (both asserted), and sums `SUMS` for
+                // each row of the chunk.
+                unsafe { (direct.tile)(self.job.isa, &tile) };
+            }
+        }
+    }
+
+    /// Widens a block of the panel at a time, for formats without a loop of their own.
+    fn widened(&self, part: Part<'_>, tiles: Tiles, sums: &mut [f32], block: &mut [f32]) {
+        let features = part.linear.features;
+        let direct = Direct::widened();
+        for start in (0..features).step_by(BLOCK) {
+            let len = BLOCK.min(features - start);
+            let block = &mut block[..len * LANES];
+            part.linear.unpack(part.panel, start..start + len, block);
+            for (first, rows) in tiles.iter() {
+                let input = &part.input[first * features..][..rows * features];
+                let tile = Tile {
+                    a: input[start * rows..].as_ptr(),
+                    b: [block.as_ptr().cast(), ptr::null()],
+                    sums: sums[first * SUMS..].as_mut_ptr(),
+                    rows,
+                    panels: 1,
+                    steps: len,
+                    prefetch: Prefetch::NONE,
+                };
+                // SAFETY: as in `direct`; the block holds 32 values for each step.
+                unsafe { (direct.tile)(self.job.isa, &tile) };
+            }
+        }
+    }
+}
+
+/// Features between w13 and w2.
+fn down_width(mlp: &MlpPlan<'_>) -> usize {
+    mlp.up.rows
+}
+
+/// The biases of two panels, zeros where there are none.
+fn biases(panels: [Option<(&LinearPlan<'_>, usize)>; 2]) -> [f32; SUMS] {
+    let mut biases = [0.0; SUMS];
+    for (out, panel) in biases.chunks_exact_mut(LANES).zip(panels) {
+        if let Some((linear, panel)) = panel
+            && let Some(bias) = linear.bias
+        {
+            let bias = &bias[panel * LANES..];
+            let bias = &bias[..bias.len().min(LANES)];
+            out[..bias.len()].copy_from_slice(bias);
+        }
+    }
+    biases
+}

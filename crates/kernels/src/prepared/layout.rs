@@ -1,0 +1,364 @@
+//! How a matrix lies in memory: panels of 32 output columns, features in order.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use moekit_quant::{
+    CodeFormat, PackedMatrix, ScaleFormat, ScaleGrid, f4e2m1_values, f8e4m3_values,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::memory::{ALIGN, Arena};
+use crate::rows::Widen;
+use crate::simd::LANES;
+
+/// Features are padded with zeros to a multiple of this, the most that a kernel takes at once.
+pub(crate) const FEATURES: usize = 4;
+
+/// What the bytes of a prepared matrix mean. It follows from format and shape alone, never from
+/// the instruction set.
+///
+/// Panel `p` holds the output features `32 p ..` of all input features: codes, scales, zero points,
+/// each from a multiple of 64 bytes on. Codes of a few input features (as many as fit into 4
+/// bytes: see [`Layout::interleaved`]) lie side by side for an output feature, then those of the
+/// next output feature.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Layout {
+    pub(crate) codes: CodeFormat,
+    /// Output features.
+    pub(crate) rows: usize,
+    /// Input features.
+    pub(crate) cols: usize,
+    pub(crate) scales: Option<Grid>,
+    pub(crate) zero_points: Option<Grid>,
+    /// The bits of an `f32`, which text would not keep if it is NaN.
+    global_scale: u32,
+}
+
+/// Scales (or zero points) of a panel: for each group of input features one per output feature, or
+/// one for the panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Grid {
+    pub(crate) format: ScaleFormat,
+    /// Input features of a group.
+    pub(crate) group: usize,
+    /// Where in its group the first feature lies.
+    pub(crate) phase: usize,
+    /// Whether the output features of a panel share their scales.
+    pub(crate) shared: bool,
+}
+
+impl Grid {
+    fn new(grid: &ScaleGrid, rows: usize, cols: usize) -> Self {
+        let ([block_rows, block_cols], phase) = (grid.block(), grid.phase());
+        let first = phase[1] % block_cols;
+        let one_group = first.saturating_add(cols) <= block_cols;
+        let aligned = block_rows % LANES == 0 && phase[0] % LANES == 0;
+        let one_block = (phase[0] % block_rows).saturating_add(rows) <= block_rows;
+        Self {
+            format: grid.format(),
+            group: if one_group { cols } else { block_cols },
+            phase: if one_group { 0 } else { first },
+            shared: aligned || one_block || grid.strides()[0] == 0,
+        }
+    }
+
+    fn groups(&self, cols: usize) -> usize {
+        (self.phase + cols).div_ceil(self.group)
+    }
+
+    /// Scales of a group.
+    fn per_group(&self) -> usize {
+        if self.shared { 1 } else { LANES }
+    }
+
+    fn bytes(&self, cols: usize) -> usize {
+        self.groups(cols) * self.per_group() * self.format.bytes()
+    }
+
+    /// Calls `apply(features, scales of the 32 columns)` for each group that has some of them.
+    fn for_each_group(
+        &self,
+        bytes: &[u8],
+        features: &Range<usize>,
+        mut apply: impl FnMut(Range<usize>, [f32; LANES]),
+    ) {
+        let size = self.format.bytes();
+        let decode = |at: usize| {
+            let code = bytes.get(at * size..).unwrap_or_default();
+            self.format.decode(code).unwrap_or(f32::NAN)
+        };
+        let mut start = features.start;
+        while start < features.end {
+            let group = (start + self.phase) / self.group;
+            let end = ((group + 1) * self.group - self.phase).min(features.end);
+            let scales = match self.shared {
+                true => [decode(group); LANES],
+                false => std::array::from_fn(|lane| decode(group * LANES + lane)),
+            };
+            apply(start..end, scales);
+            start = end;
+        }
+    }
+}
+
+/// Where the sections of a panel begin, and its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sections {
+    pub(crate) scales: usize,
+    pub(crate) zero_points: usize,
+    pub(crate) end: usize,
+}
+
+impl Layout {
+    pub(crate) fn new(matrix: &PackedMatrix) -> Self {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let grid = |grid: &ScaleGrid| Grid::new(grid, rows, cols);
+        Self {
+            codes: matrix.format(),
+            rows,
+            cols,
+            scales: matrix.scales().map(grid),
+            zero_points: matrix.zero_points().map(grid),
+            global_scale: matrix.global_scale().to_bits(),
+        }
+    }
+
+    pub(crate) fn global_scale(&self) -> f32 {
+        f32::from_bits(self.global_scale)
+    }
+
+    /// Whether a weight is its code.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.scales.is_none() && self.zero_points.is_none() && self.global_scale() == 1.0
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// Input features, padding included.
+    pub(crate) fn features(&self) -> usize {
+        self.cols.next_multiple_of(FEATURES)
+    }
+
+    /// Features whose codes lie side by side: as the dot products of the format take them.
+    pub(crate) fn interleaved(&self) -> usize {
+        match self.codes {
+            CodeFormat::F32 | CodeFormat::F16 => 1,
+            CodeFormat::I8 | CodeFormat::I8Offset => 4,
+            _ => 2,
+        }
+    }
+
+    pub(crate) fn sections(&self) -> Sections {
+        let size = |grid: Option<Grid>| grid.map_or(0, |g| g.bytes(self.cols));
+        let scales = (self.features() * LANES * self.codes.bits() / 8).next_multiple_of(ALIGN);
+        let zero_points = (scales + size(self.scales)).next_multiple_of(ALIGN);
+        let end = (zero_points + size(self.zero_points)).next_multiple_of(ALIGN);
+        Sections {
+            scales,
+            zero_points,
+            end,
+        }
+    }
+
+    /// Bytes of all panels; `None` if the address space has fewer.
+    pub(crate) fn num_bytes(&self) -> Option<usize> {
+        // A weight and its share of scales and zero points take 12 bytes at most.
+        let weights = self.features().checked_mul(self.panels() * LANES)?;
+        weights
+            .checked_mul(12)
+            .filter(|n| *n <= isize::MAX as usize)?;
+        Some(Arena::rounded(self.sections().end * self.panels()))
+    }
+
+    /// Whether a matrix can have this layout: the check of what came from elsewhere.
+    pub(crate) fn is_sound(&self) -> bool {
+        let sizes = [self.rows, self.cols];
+        let max = 1 << 31;
+        let grid = |grid: &Grid| (1..=max).contains(&grid.group) && grid.phase < grid.group;
+        sizes.iter().all(|size| (1..=max).contains(size))
+            && self.scales.iter().chain(&self.zero_points).all(grid)
+    }
+
+    /// Writes a panel, which is all zeros.
+    pub(crate) fn pack(&self, matrix: &PackedMatrix, panel: usize, out: &mut [u8]) {
+        let sections = self.sections();
+        let (codes, grids) = out.split_at_mut(sections.scales);
+        match self.codes.bytes() {
+            Some(4) => self.pack_codes::<4>(matrix, panel, codes),
+            Some(2) => self.pack_codes::<2>(matrix, panel, codes),
+            Some(_) => self.pack_codes::<1>(matrix, panel, codes),
+            None => self.pack_nibbles(matrix, panel, codes),
+        }
+        let (scales, zero_points) = grids.split_at_mut(sections.zero_points - sections.scales);
+        for (grid, from, out) in [
+            (self.scales, matrix.scales(), scales),
+            (self.zero_points, matrix.zero_points(), zero_points),
+        ] {
+            if let (Some(grid), Some(from)) = (grid, from) {
+                self.pack_grid(grid, from, panel, out);
+            }
+        }
+    }
+
+    fn pack_codes<const N: usize>(&self, matrix: &PackedMatrix, panel: usize, out: &mut [u8]) {
+        const BLOCK: usize = 64;
+        let side = self.interleaved();
+        let (row_stride, col_stride) = (matrix.row_stride(), matrix.col_stride().unwrap_or(N));
+        let (out, _) = out.as_chunks_mut::<N>();
+        let lanes = LANES.min(self.rows - panel * LANES);
+        // Blocks of features, so that the lines that 32 columns share are written together.
+        for start in (0..self.cols).step_by(BLOCK) {
+            for lane in 0..lanes {
+                let from = (panel * LANES + lane) * row_stride;
+                for k in start..self.cols.min(start + BLOCK) {
+                    let at = from + k * col_stride;
+                    if let Some(code) = matrix.codes().get(at..).and_then(<[u8]>::first_chunk) {
+                        out[(k / side * LANES + lane) * side + k % side] = *code;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A byte holds an even feature in its low nibble and the next one in its high nibble.
+    fn pack_nibbles(&self, matrix: &PackedMatrix, panel: usize, out: &mut [u8]) {
+        let lanes = LANES.min(self.rows - panel * LANES);
+        for lane in 0..lanes {
+            let codes = matrix.row_codes(panel * LANES + lane).unwrap_or_default();
+            for (pair, &code) in codes.iter().enumerate() {
+                let last = 2 * pair + 1 == self.cols;
+                out[pair * LANES + lane] = if last { code & 15 } else { code };
+            }
+        }
+    }
+
+    fn pack_grid(&self, grid: Grid, from: &ScaleGrid, panel: usize, out: &mut [u8]) {
+        let size = grid.format.bytes();
+        let (strides, block, phase) = (from.strides(), from.block(), from.phase());
+        let lanes = LANES.min(self.rows - panel * LANES);
+        for group in 0..grid.groups(self.cols) {
+            let col = (group * grid.group).saturating_sub(grid.phase);
+            let block_col = (col + phase[1]) / block[1];
+            for lane in 0..grid.per_group().min(lanes) {
+                let block_row = (panel * LANES + lane + phase[0]) / block[0];
+                let at = block_row * strides[0] + block_col * strides[1];
+                let to = (group * grid.per_group() + lane) * size;
+                if let Some(code) = from.bytes().get(at..at + size) {
+                    out[to..to + size].copy_from_slice(code);
+                }
+            }
+        }
+    }
+
+    /// Writes the weights of some features of a panel as `f32`, `[features, 32]`, with the bits
+    /// of [`PackedMatrix::dequantize_row`]; zeros beyond the last feature.
+    pub(crate) fn unpack(&self, panel: &[u8], features: Range<usize>, out: &mut [f32]) {
+        let (out, padding) =
+            out.split_at_mut(features.end.min(self.cols).saturating_sub(features.start) * LANES);
+        padding.fill(0.0);
+        let features = features.start..features.end.min(self.cols);
+        let sections = self.sections();
+        self.decode(panel, features.start, out);
+        let rows = |range: Range<usize>| {
+            (range.start - features.start) * LANES..(range.end - features.start) * LANES
+        };
+        if let Some(grid) = self.zero_points {
+            grid.for_each_group(&panel[sections.zero_points..], &features, |range, zeros| {
+                for row in out[rows(range)].chunks_exact_mut(LANES) {
+                    row.iter_mut().zip(zeros).for_each(|(v, zero)| *v -= zero);
+                }
+            });
+        }
+        let global = self.global_scale();
+        match self.scales {
+            Some(grid) => {
+                grid.for_each_group(&panel[sections.scales..], &features, |range, scales| {
+                    let scales = scales.map(|scale| scale * global);
+                    for row in out[rows(range)].chunks_exact_mut(LANES) {
+                        row.iter_mut()
+                            .zip(scales)
+                            .for_each(|(v, scale)| *v *= scale);
+                    }
+                });
+            }
+            None if global != 1.0 => out.iter_mut().for_each(|v| *v *= global),
+            None => {}
+        }
+    }
+
+    /// Codes as numbers.
+    fn decode(&self, panel: &[u8], first: usize, out: &mut [f32]) {
+        match self.codes {
+            CodeFormat::F32 => self.decode_bytes(panel, first, out, f32::from_le_bytes),
+            CodeFormat::F16 => {
+                self.decode_bytes(panel, first, out, |b| f16::from_le_bytes(b).to_f32());
+            }
+            CodeFormat::BF16 => {
+                self.decode_bytes(panel, first, out, |b| bf16::from_le_bytes(b).widen());
+            }
+            CodeFormat::F8E4M3 => {
+                let table = f8e4m3_values();
+                self.decode_bytes(panel, first, out, |[b]| table[usize::from(b)]);
+            }
+            CodeFormat::I8 => {
+                self.decode_bytes(panel, first, out, |[b]| f32::from(b.cast_signed()));
+            }
+            CodeFormat::I8Offset => {
+                self.decode_bytes(panel, first, out, |[b]| {
+                    f32::from(b.wrapping_sub(128).cast_signed())
+                });
+            }
+            CodeFormat::F4E2M1 => {
+                let table = f4e2m1_values();
+                self.decode_nibbles(panel, first, out, |n| table[usize::from(n)]);
+            }
+            CodeFormat::I4Offset => {
+                self.decode_nibbles(panel, first, out, |n| f32::from(n.cast_signed() - 8));
+            }
+            format => {
+                let value = |n| format.decode(&[n]).unwrap_or(f32::NAN);
+                match format.is_nibble() {
+                    true => self.decode_nibbles(panel, first, out, value),
+                    false => self.decode_bytes(panel, first, out, |[b]| value(b)),
+                }
+            }
+        }
+    }
+
+    fn decode_bytes<const N: usize>(
+        &self,
+        panel: &[u8],
+        first: usize,
+        out: &mut [f32],
+        value: impl Fn([u8; N]) -> f32,
+    ) {
+        let side = self.interleaved();
+        let (codes, _) = panel.as_chunks::<N>();
+        for (k, out) in (first..).zip(out.chunks_exact_mut(LANES)) {
+            let codes = codes[k / side * LANES * side + k % side..]
+                .iter()
+                .step_by(side);
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = value(code);
+            }
+        }
+    }
+
+    fn decode_nibbles(
+        &self,
+        panel: &[u8],
+        first: usize,
+        out: &mut [f32],
+        value: impl Fn(u8) -> f32,
+    ) {
+        for (k, out) in (first..).zip(out.chunks_exact_mut(LANES)) {
+            let shift = k % 2 * 4;
+            for (out, &code) in out.iter_mut().zip(&panel[k / 2 * LANES..]) {
+                *out = value(code >> shift & 15);
+            }
+        }
+    }
+}

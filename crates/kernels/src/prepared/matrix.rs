@@ -1,0 +1,136 @@
+use moekit_quant::PackedMatrix;
+use rayon::prelude::*;
+
+use super::layout::Layout;
+use crate::KernelError;
+use crate::memory::{Arena, Region};
+use crate::simd::LANES;
+
+/// The weight of a linear in the order in which the kernels read it.
+#[derive(Debug)]
+pub struct PreparedMatrix {
+    layout: Layout,
+    panel_bytes: usize,
+    bytes: Region,
+}
+
+impl PreparedMatrix {
+    /// Bytes that a matrix will take.
+    pub(crate) fn size(matrix: &PackedMatrix) -> Result<usize, KernelError> {
+        let (rows, width) = (matrix.rows(), matrix.cols());
+        let what = "prepared weights";
+        let too_large = KernelError::TooLarge { what, rows, width };
+        Layout::new(matrix).num_bytes().ok_or(too_large)
+    }
+
+    /// Writes a matrix into memory of an arena.
+    pub(crate) fn new(matrix: &PackedMatrix, arena: &mut Arena) -> Result<Self, KernelError> {
+        let size = Self::size(matrix)?;
+        let layout = Layout::new(matrix);
+        let panel_bytes = layout.sections().end;
+        let mut bytes = arena.take(size)?;
+        bytes
+            .par_chunks_exact_mut(panel_bytes)
+            .enumerate()
+            .for_each(|(panel, out)| layout.pack(matrix, panel, out));
+        Ok(Self {
+            layout,
+            panel_bytes,
+            bytes,
+        })
+    }
+
+    /// A matrix of bytes that [`PreparedMatrix::bytes`] has given; `None` if they do not have the
+    /// length that the layout needs.
+    pub(super) fn from_parts(layout: Layout, bytes: Region) -> Option<Self> {
+        let expected = layout.num_bytes()?;
+        (bytes.len() == expected).then(|| Self {
+            panel_bytes: layout.sections().end,
+            layout,
+            bytes,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        &self.bytes[panel * self.panel_bytes..][..self.panel_bytes]
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.layout.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.layout.cols
+    }
+
+    /// Bytes in memory, padding included.
+    pub fn num_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// All weights as `f32`, `[rows, cols]`, with the bits that
+    /// [`PackedMatrix::dequantize_row`] gives.
+    pub fn dequantize(&self) -> Vec<f32> {
+        const BLOCK: usize = 64;
+        let (rows, cols) = (self.rows(), self.cols());
+        let mut out = vec![0.0; rows * cols];
+        let panels = out.par_chunks_mut(LANES * cols).enumerate();
+        panels.for_each(|(panel, out)| {
+            let mut block = [0.0; BLOCK * LANES];
+            for first in (0..cols).step_by(BLOCK) {
+                let features = first..cols.min(first + BLOCK);
+                let block = &mut block[..features.len() * LANES];
+                self.layout
+                    .unpack(self.panel(panel), features.clone(), block);
+                for (lane, row) in out.chunks_exact_mut(cols).enumerate() {
+                    let values = block.iter().skip(lane).step_by(LANES);
+                    row[features.clone()]
+                        .iter_mut()
+                        .zip(values)
+                        .for_each(|(out, value)| *out = *value);
+                }
+            }
+        });
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dequantize;
+    use crate::test_weights::{FORMATS, Noise};
+
+    pub(crate) fn prepared(matrix: &PackedMatrix) -> PreparedMatrix {
+        let mut arena = Arena::new(PreparedMatrix::size(matrix).unwrap()).unwrap();
+        PreparedMatrix::new(matrix, &mut arena).unwrap()
+    }
+
+    #[test]
+    fn every_format_comes_back_to_the_bit() {
+        let mut noise = Noise::new(21);
+        for format in FORMATS {
+            for shape in [[1, 1], [7, 13], [32, 32], [33, 64], [70, 131]] {
+                for transposed in [false, true] {
+                    let matrix = noise.matrix(format, shape, transposed);
+                    let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                    assert_eq!(
+                        bits(prepared(&matrix).dequantize()),
+                        bits(dequantize(&matrix)),
+                        "{format} {shape:?}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The innermost loop: a few rows of activations times one or two panels of weights.
+#![allow(unsafe_code, reason = "vector instructions, pointers into panels")]
+
+use std::marker::PhantomData;
+
+use crate::Isa;
+use crate::simd::{LANES, Op, Simd};
+
+/// Values from one row of sums to the next: those of two panels.
+pub(crate) const SUMS: usize = 2 * LANES;
+/// Steps between two looks at what to prefetch.
+const UNROLL: usize = 8;
+
+/// How a weight format multiplies: a step takes a few input features of a panel.
+pub(crate) trait Dot {
+    /// Input features of a step.
+    const FEATURES: usize;
+    /// 4-byte units of a row's activations in a step.
+    const UNITS: usize;
+    /// Bytes of a panel in a step.
+    const BYTES: usize;
+
+    /// Adds the products of a step to the sums of `ROWS` rows.
+    ///
+    /// A sum takes its products in an order that depends on nothing but the step, so that a row
+    /// has the same bits whatever rows share its tile.
+    ///
+    /// # Safety
+    ///
+    /// Must be `#[inline(always)]`. The machine has the instructions of `S`; `a` holds `UNITS`
+    /// times `ROWS` units, those of a feature side by side, and `b` [`Dot::BYTES`] bytes.
+    unsafe fn step<S: Simd, const ROWS: usize>(
+        a: *const u32,
+        b: *const u8,
+        sums: &mut [S::F; ROWS],
+    );
+}
+
+/// Rows times panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Activations: for each unit of a row, those of all rows side by side.
+    pub(crate) a: *const u32,
+    /// Two panels, of which the second is not looked at where `panels` is 1.
+    pub(crate) b: [*const u8; 2],
+    /// Sums, `[rows, SUMS]`, which the products are added to.
+    pub(crate) sums: *mut f32,
+    /// At most [`Isa::max_rows`], or [`Isa::max_rows_of_two`].
+    pub(crate) rows: usize,
+    /// 1 or 2.
+    pub(crate) panels: usize,
+    pub(crate) steps: usize,
+    pub(crate) prefetch: Prefetch,
+}
+
+/// What is read after this: its cache lines are asked for along the way.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefetch {
+    pub(crate) at: *const u8,
+    /// Lines per [`UNROLL`] steps.
+    pub(crate) lines: usize,
+}
+
+impl Prefetch {
+    pub(crate) const NONE: Self = Self {
+        at: std::ptr::null(),
+        lines: 0,
+    };
+
+    /// `bytes` from `at` on, spread over some steps.
+    pub(crate) fn over(at: *const u8, bytes: usize, steps: usize) -> Self {
+        let lines = bytes.div_ceil(64).div_ceil((steps / UNROLL).max(1));
+        Self { at, lines }
+    }
+}
+
+pub(crate) type TileFn = unsafe fn(Isa, &Tile);
+
+/// Multiplies a tile.
+///
+/// # Safety
+///
+/// The machine has the instruction set; the pointers of the tile hold what their docs say for all
+/// its rows, panels and steps; nothing else touches the sums.
+pub(crate) unsafe fn multiply<D: Dot>(isa: Isa, tile: &Tile) {
+    macro_rules! run {
+        ($($rows:literal)+, $($pairs:literal)+) => {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (tile.panels, tile.rows) {
+                    $((1, $rows) => isa.dispatch(Multiply::<D, $rows, 1>(tile, PhantomData)),)+
+                    $((2, $pairs) => isa.dispatch(Multiply::<D, $pairs, 2>(tile, PhantomData)),)+
+                    shape => unreachable!("no tile has this shape: {shape:?}"),
+                }
+            }
+        };
+    }
+    run!(1 2 3 4 5 6 7 8 9 10 11 12, 1 2 3 4 5 6);
+}
+
+impl Isa {
+    /// Most rows of a tile of two panels.
+    pub(crate) fn max_rows_of_two(self) -> usize {
+        (self.max_rows() / 2).max(1)
+    }
+}
+
+struct Multiply<'a, D, const ROWS: usize, const PANELS: usize>(&'a Tile, PhantomData<D>);
+
+impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS, PANELS> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let tile = self.0;
+        // SAFETY: the caller of `multiply` has promised what pointers hold; each step moves on by
+        // what it has read.
+        unsafe {
+            let at = |panel: usize, row: usize| tile.sums.add(row * SUMS + panel * LANES);
+            let mut sums: [[S::F; ROWS]; PANELS] =
+                std::array::from_fn(|panel| std::array::from_fn(|row| S::load(at(panel, row))));
+            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.prefetch.at);
+            let mut step = |sums: &mut [[S::F; ROWS]; PANELS]| {
+                for panel in 0..PANELS {
+                    D::step::<S, ROWS>(a, b[panel], &mut sums[panel]);
+                    b[panel] = b[panel].add(D::BYTES);
+                }
+                a = a.add(D::UNITS * ROWS);
+            };
+            for _ in 0..tile.steps / UNROLL {
+                for _ in 0..UNROLL {
+                    step(&mut sums);
+                }
+                for _ in 0..tile.prefetch.lines {
+                    S::prefetch(next);
+                    next = next.wrapping_add(64);
+                }
+            }
+            for _ in 0..tile.steps % UNROLL {
+                step(&mut sums);
+            }
+            for (panel, sums) in sums.into_iter().enumerate() {
+                for (row, sum) in sums.into_iter().enumerate() {
+                    S::store(at(panel, row), sum);
+                }
+            }
+        }
+    }
+}

@@ -45,7 +45,8 @@ impl FusedMoeConfig {
                 intermediate_size,
                 ..shape
             };
-            SharedMlp::Trainable(trainable(shape, &[LogicalExpert::new(self.num_experts)]))
+            let shared = trainable(shape, &[LogicalExpert::new(self.num_experts)]);
+            SharedMlp::Trainable(Box::new(shared))
         });
         let zeros = |wanted: bool| wanted.then(|| vec![0.0; self.num_experts]);
         let gate = GateTensors {

@@ -61,7 +61,7 @@ impl SharedExperts {
 /// The MLP of the shared experts before it is known which part of it this rank computes.
 pub(crate) enum SharedMlp {
     /// As its one expert.
-    Trainable(TrainableExperts),
+    Trainable(Box<TrainableExperts>),
     /// As its one expert, as the checkpoint has it.
     Packed(ExpertWeights),
 }
@@ -81,7 +81,7 @@ impl SharedMlp {
     /// All of it.
     pub(crate) fn whole(self) -> Result<Experts, FusedMoeError> {
         match self {
-            Self::Trainable(experts) => Ok(Experts::Trainable(experts)),
+            Self::Trainable(experts) => Ok(Experts::Trainable(*experts)),
             Self::Packed(weights) => Experts::packed(weights),
         }
     }

@@ -116,32 +116,33 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
         // SAFETY: the caller of `multiply` has promised what pointers hold; each step moves on by
         // what it has read.
         unsafe {
-            let at = |panel: usize, row: usize| tile.sums.add(row * SUMS + panel * LANES);
-            let mut sums: [[S::F; ROWS]; PANELS] =
-                std::array::from_fn(|panel| std::array::from_fn(|row| S::load(at(panel, row))));
-            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.prefetch.at);
-            let mut step = |sums: &mut [[S::F; ROWS]; PANELS]| {
-                for panel in 0..PANELS {
-                    D::step::<S, ROWS>(a, b[panel], &mut sums[panel]);
-                    b[panel] = b[panel].add(D::BYTES);
+            // No closures: one that is not inlined would be compiled without the instructions.
+            let mut sums = [[S::zero(); ROWS]; PANELS];
+            for (panel, sums) in sums.iter_mut().enumerate() {
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(tile.sums.add(row * SUMS + panel * LANES));
                 }
-                a = a.add(D::UNITS * ROWS);
-            };
-            for _ in 0..tile.steps / UNROLL {
-                for _ in 0..UNROLL {
-                    step(&mut sums);
+            }
+            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.prefetch.at);
+            let mut left = tile.steps;
+            while left > 0 {
+                let steps = left.min(UNROLL);
+                left -= steps;
+                for _ in 0..steps {
+                    for (panel, sums) in sums.iter_mut().enumerate() {
+                        D::step::<S, ROWS>(a, b[panel], sums);
+                        b[panel] = b[panel].add(D::BYTES);
+                    }
+                    a = a.add(D::UNITS * ROWS);
                 }
                 for _ in 0..tile.prefetch.lines {
                     S::prefetch(next);
                     next = next.wrapping_add(64);
                 }
             }
-            for _ in 0..tile.steps % UNROLL {
-                step(&mut sums);
-            }
             for (panel, sums) in sums.into_iter().enumerate() {
                 for (row, sum) in sums.into_iter().enumerate() {
-                    S::store(at(panel, row), sum);
+                    S::store(tile.sums.add(row * SUMS + panel * LANES), sum);
                 }
             }
         }

@@ -38,26 +38,16 @@ impl Op for Activate<'_> {
         for (row, (sums, weights)) in self.sums.chunks_exact(SUMS).zip(self.weights).enumerate() {
             // SAFETY: the caller's promise; all pointers are into arrays of the length read.
             unsafe {
-                let linear = |panel: usize| {
-                    let weight = S::splat(weights[panel]);
-                    let sum = S::load(sums[panel * LANES..][..LANES].as_ptr());
-                    let bias = S::load(self.bias[panel * LANES..][..LANES].as_ptr());
-                    S::add(S::mul(sum, weight), bias)
-                };
+                let gate = linear::<S>(sums, self.bias, 0, weights[0]);
+                let up = linear::<S>(sums, self.bias, LANES, weights[1]);
                 let [first, second] = values.as_chunks_mut::<LANES>().0 else {
                     return;
                 };
-                match self.activation.is_gated() {
-                    true => S::store(
-                        first.as_mut_ptr(),
-                        apply::<S>(self.activation, linear(0), linear(1)),
-                    ),
-                    false => {
-                        for (panel, out) in [first, second].into_iter().enumerate() {
-                            let up = linear(panel);
-                            S::store(out.as_mut_ptr(), apply::<S>(self.activation, up, up));
-                        }
-                    }
+                if self.activation.is_gated() {
+                    S::store(first.as_mut_ptr(), apply::<S>(self.activation, gate, up));
+                } else {
+                    S::store(first.as_mut_ptr(), apply::<S>(self.activation, gate, gate));
+                    S::store(second.as_mut_ptr(), apply::<S>(self.activation, up, up));
                 }
                 values[self.features..].fill(0.0);
                 match self.input {
@@ -81,34 +71,53 @@ impl Op for Activate<'_> {
     }
 }
 
-/// [`Activation::apply`] of 32 values, which it is held to.
+/// The sums of a panel times a weight, plus biases.
 #[inline(always)]
-unsafe fn apply<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
+unsafe fn linear<S: Simd>(sums: &[f32], bias: &[f32; SUMS], first: usize, weight: f32) -> S::F {
+    // SAFETY: the slices are 32 values long.
+    unsafe {
+        let sum = S::load(sums[first..][..LANES].as_ptr());
+        let bias = S::load(bias[first..][..LANES].as_ptr());
+        S::add(S::mul(sum, S::splat(weight)), bias)
+    }
+}
+
+/// `gate` and `up` within a limit.
+#[inline(always)]
+unsafe fn limited<S: Simd>(gate: S::F, up: S::F, limit: Option<f32>) -> (S::F, S::F) {
     // SAFETY: the machine has the instructions of `S`.
     unsafe {
-        let limited = |limit: Option<f32>| match limit {
+        match limit {
             Some(l) => (
                 S::at_most(gate, S::splat(l)),
                 S::at_least(S::at_most(up, S::splat(l)), S::splat(-l)),
             ),
             None => (gate, up),
-        };
+        }
+    }
+}
+
+/// [`Activation::apply`] of 32 values, which it is held to.
+#[inline(always)]
+unsafe fn apply<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
+    // SAFETY: the machine has the instructions of `S`.
+    unsafe {
         match activation {
             Activation::Silu { limit } => {
-                let (g, u) = limited(limit);
+                let (g, u) = limited::<S>(gate, up, limit);
                 S::mul(times_sigmoid::<S>(g, g), u)
             }
             Activation::GeluTanh { limit } => {
-                let (g, u) = limited(limit);
+                let (g, u) = limited::<S>(gate, up, limit);
                 S::mul(gelu_tanh::<S>(g), u)
             }
             Activation::SwigluOai { alpha, beta, limit } => {
-                let (g, u) = limited(limit);
+                let (g, u) = limited::<S>(gate, up, limit);
                 let g = times_sigmoid::<S>(g, S::mul(g, S::splat(alpha)));
                 S::mul(S::add(u, S::splat(beta)), g)
             }
             Activation::SwigluStep { limit } => {
-                let (_, u) = limited(Some(limit));
+                let (_, u) = limited::<S>(gate, up, Some(limit));
                 let g = times_sigmoid::<S>(gate, gate);
                 S::mul(S::at_most(g, S::splat(limit)), u)
             }

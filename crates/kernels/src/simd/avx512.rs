@@ -82,16 +82,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> F {
         unsafe {
-            let half = |i| _mm512_cvtph_ps(_mm256_loadu_si256(from.cast::<__m256i>().add(i)));
-            [half(0), half(1)]
+            let halves = [from, from.add(32)];
+            both!(halves => _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast())))
         }
     }
 
     #[inline(always)]
     unsafe fn load_pairs(from: *const u8) -> [__m512i; 2] {
         unsafe {
-            let half = |i| _mm512_loadu_si512(from.cast::<__m512i>().add(i));
-            [half(0), half(1)]
+            let halves = [from, from.add(64)];
+            both!(halves => _mm512_loadu_si512(halves.cast()))
         }
     }
 

@@ -1,8 +1,8 @@
 //! One layer of random weights, and its parts to be timed.
 
 use moekit::kernels::probe::{Arithmetic, Probe};
-use moekit::kernels::{ActivationQuantMode, CpuKernel, Router};
-use moekit::quant::{Activation, ExpertWeights};
+use moekit::kernels::{ActivationQuantMode, CpuKernel, PreparedExperts, Router};
+use moekit::quant::Activation;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -23,7 +23,7 @@ pub(super) struct Layer<'a> {
     pub(super) format: WeightFormat,
     pub(super) act: ActivationDtype,
     kernel: CpuKernel,
-    experts: ExpertWeights,
+    experts: PreparedExperts,
     /// Bytes of one expert.
     expert_bytes: usize,
     /// `[num_experts, hidden_size]`
@@ -53,7 +53,7 @@ impl<'a> Layer<'a> {
             format,
             act,
             kernel: kernel.clone(),
-            experts,
+            experts: PreparedExperts::new(experts)?,
             expert_bytes,
             gate: random_gate(shape, &mut rng),
             router: Router::new(&shape.router(), shape.num_experts, shape.top_k)?,

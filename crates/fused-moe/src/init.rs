@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use moekit_kernels::{Router, RouterWeight, check_activation};
+use moekit_kernels::{PreparedExperts, Router, RouterWeight, check_activation};
 use moekit_quant::{ExpertMlp, ExpertWeights};
 use moekit_routing::{ExpertRouting, LogicalExpert, Rank, RoutingTable};
 use rand::{Rng, SeedableRng};
@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::FusedMoeError;
 use crate::config::{FusedMoeConfig, GateTensors, SharedExpertsConfig};
-use crate::experts::{ExpertMath, ExpertShape, Experts, TrainableExperts};
+use crate::experts::{ExpertMath, ExpertShape, Experts, PackedExperts, TrainableExperts};
 use crate::gate::Gate;
 use crate::layer::{FusedMoe, Parts, PreviousCounts};
 use crate::routing::{FixedTable, LayerRouting, experts_of};
@@ -76,13 +76,35 @@ impl FusedMoeConfig {
         weights: Arc<ExpertWeights>,
         device: &Device,
     ) -> Result<FusedMoe, FusedMoeError> {
+        let mut weights = Arc::unwrap_or_clone(weights);
+        let shared = weights.shared.take();
+        let experts = PreparedExperts::new(weights)?;
+        self.init_prepared(gate, experts, shared, device)
+    }
+
+    /// [`FusedMoeConfig::init_packed`] over experts that have been rearranged already.
+    ///
+    /// # Arguments
+    ///
+    /// - `shared` - the shared experts as one MLP, if the layer has any that are not fused.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FusedMoeConfig::init_packed`].
+    pub fn init_prepared(
+        &self,
+        gate: GateTensors,
+        experts: PreparedExperts,
+        shared: Option<Arc<ExpertMlp>>,
+        device: &Device,
+    ) -> Result<FusedMoe, FusedMoeError> {
         self.check()?;
         let (routing, table) = self.routing()?;
         let held = experts_of(&table, routing.rank()).to_vec();
         let got = [
-            weights.num_local_experts(),
-            weights.hidden_size,
-            weights.intermediate_size,
+            experts.num_local_experts(),
+            experts.hidden_size(),
+            experts.intermediate_size(),
         ];
         let expected = [held.len(), self.hidden_size, self.intermediate_size];
         if got != expected {
@@ -92,8 +114,7 @@ impl FusedMoeConfig {
                 expected,
             ));
         }
-        let shared = weights.shared.clone();
-        let experts = Experts::packed(Arc::unwrap_or_clone(weights))?;
+        let experts = Experts::Packed(PackedExperts::from_prepared(experts));
         experts.check_fused(table.num_shared_experts(), self.activation_quant)?;
         let separate = self.separate_shared(&table);
         check_given(

@@ -59,4 +59,6 @@ pub use shared::SharedExperts;
 
 // What the layer's interface speaks of.
 #[doc(no_inline)]
-pub use moekit_kernels::{ActivationQuantMode, CpuKernel, Routed, Rows};
+pub use moekit_kernels::{
+    ActivationQuantMode, CpuKernel, PreparedExpert, PreparedExperts, Routed, Rows,
+};

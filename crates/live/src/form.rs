@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use moekit_fused_moe::{Local, TokenDispatcher};
+use moekit_fused_moe::{Local, PreparedExpert, TokenDispatcher};
 use moekit_parallel::{Communicator, EpDispatcher};
 use moekit_placement::{ModelPlacement, Placement};
-use moekit_quant::ExpertMlp;
 use moekit_routing::{LogicalExpert, Rank, RoutingTable, Topology};
 use serde::{Deserialize, Serialize};
 
 use crate::error::chain;
+use crate::expert::prepared;
 use crate::group::Group;
 use crate::layer::{LiveLayer, NextLayer, build, largest};
 use crate::planner::topology;
@@ -239,7 +239,7 @@ fn read(
     table: &RoutingTable,
     rank: Rank,
     source: &dyn ExpertSource,
-) -> Result<BTreeMap<LogicalExpert, Arc<ExpertMlp>>, LiveError> {
+) -> Result<BTreeMap<LogicalExpert, Arc<PreparedExpert>>, LiveError> {
     let mut weights = BTreeMap::new();
     for &expert in table.placement().experts_of(rank).unwrap_or_default() {
         if weights.contains_key(&expert) {
@@ -252,7 +252,7 @@ fn read(
                 expert,
                 source,
             })?;
-        weights.insert(expert, read);
+        weights.insert(expert, prepared(&read)?);
     }
     Ok(weights)
 }

@@ -7,16 +7,16 @@ use arc_swap::ArcSwapOption;
 use burn::tensor::{Device, Tensor};
 use moekit_fused_moe::{
     Experts, ForwardOptions, FusedMoe, FusedMoeConfig, FusedMoeError, FusedMoeOutput, GateTensors,
-    TokenDispatcher,
+    PackedExperts, PreparedExpert, PreparedExperts, TokenDispatcher,
 };
-use moekit_quant::{ExpertMlp, ExpertWeights, MoeLayerSpec, QuantError};
+use moekit_quant::{ExpertMlp, MoeLayerSpec, QuantError};
 use moekit_routing::{
     CountsNeeded, CustomSelector, ExpertRouting, LogicalExpert, Rank, ReplicaSelector,
     RoutingError, RoutingTable, RoutingTableProvider, SelectContext, SelectReplica,
 };
 
 use crate::LiveError;
-use crate::expert::{absent, encoded_size};
+use crate::expert::{absent, encoded_size, prepared};
 
 /// All of a layer but its routed experts: what every rank has, whatever it holds.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ impl LayerParts {
 pub(crate) struct NextLayer {
     pub(crate) table: Arc<RoutingTable>,
     /// By logical expert; more may be there than the table places here.
-    pub(crate) weights: BTreeMap<LogicalExpert, Arc<ExpertMlp>>,
+    pub(crate) weights: BTreeMap<LogicalExpert, Arc<PreparedExpert>>,
     /// Experts that no rank holds.
     pub(crate) absent: BTreeSet<LogicalExpert>,
     pub(crate) dispatcher: Arc<dyn TokenDispatcher>,
@@ -142,7 +142,7 @@ impl LiveLayer {
     }
 
     /// The experts that the rank holds, slot by slot; those that nobody holds are not among them.
-    pub(crate) fn held(&self) -> Vec<(LogicalExpert, Arc<ExpertMlp>)> {
+    pub(crate) fn held(&self) -> Vec<(LogicalExpert, Arc<PreparedExpert>)> {
         let Some(layer) = self.current() else {
             return Vec::new();
         };
@@ -153,7 +153,7 @@ impl LiveLayer {
         let placed = table.placement().experts_of(layer.rank());
         let slots = placed.unwrap_or_default().iter().copied();
         slots
-            .zip(packed.weights().experts.iter().cloned())
+            .zip(packed.experts().experts().iter().cloned())
             .filter(|(expert, _)| !self.absent.contains(expert))
             .collect()
     }
@@ -171,7 +171,7 @@ pub(crate) fn build(
     next: &NextLayer,
 ) -> Result<FusedMoe, LiveError> {
     let rank = next.dispatcher.rank();
-    let weights = Arc::new(local_weights(parts, next, rank)?);
+    let experts = local_experts(parts, previous, next, rank)?;
     let selector = if next.absent.is_empty() {
         next.selector.clone()
     } else {
@@ -179,35 +179,44 @@ pub(crate) fn build(
     };
     let (table, dispatcher) = (next.table.clone(), next.dispatcher.clone());
     let layer = match previous {
-        Some(previous) => previous.with_placement(&table, Experts::packed(weights), dispatcher)?,
+        Some(previous) => {
+            let experts = Experts::Packed(PackedExperts::from_prepared(experts));
+            previous.with_placement(&table, experts, dispatcher)?
+        }
         None => parts
             .config
             .clone()
             .with_routing(Arc::new(Fixed(table)))
             .with_dispatcher(dispatcher)
-            .init_packed(parts.gate.clone(), weights, &Device::flex())?,
+            .init_prepared(
+                parts.gate.clone(),
+                experts,
+                parts.shared.clone(),
+                &Device::flex(),
+            )?,
     };
     Ok(layer.with_selector(selector))
 }
 
-/// The weights of a rank's slots, fused shared experts last.
-fn local_weights(
+/// The experts of a rank's slots, fused shared ones last.
+fn local_experts(
     parts: &LayerParts,
+    previous: Option<&FusedMoe>,
     next: &NextLayer,
     rank: Rank,
-) -> Result<ExpertWeights, LiveError> {
+) -> Result<PreparedExperts, LiveError> {
     let spec = &parts.spec;
     let (hidden, width) = (spec.hidden_size, spec.intermediate_size);
     let placed = next.table.placement().experts_of(rank).unwrap_or_default();
     let mut experts = Vec::with_capacity(placed.len() + parts.fused_shared.len());
-    let mut nobody: Option<Arc<ExpertMlp>> = None;
+    let mut nobody: Option<Arc<PreparedExpert>> = None;
     for expert in placed {
         let weights = match next.weights.get(expert) {
             Some(weights) => weights.clone(),
             None if next.absent.contains(expert) => match &nobody {
                 Some(absent) => absent.clone(),
                 None => {
-                    let made = Arc::new(absent(hidden, width, spec.activation.is_gated())?);
+                    let made = prepared(&absent(hidden, width, spec.activation.is_gated())?)?;
                     nobody.insert(made).clone()
                 }
             },
@@ -220,12 +229,23 @@ fn local_weights(
         };
         experts.push(weights);
     }
-    experts.extend(parts.fused_shared.iter().cloned());
-    let weights = ExpertWeights::new(hidden, width, experts)?;
-    match &parts.shared {
-        Some(shared) => Ok(weights.with_shared(shared.clone())?),
-        None => Ok(weights),
+    experts.extend(fused_shared(parts, previous)?);
+    let experts = PreparedExperts::from_experts(hidden, width, experts);
+    Ok(experts.map_err(FusedMoeError::from)?)
+}
+
+/// The fused shared experts, of which the layer before has those that are in order.
+fn fused_shared(
+    parts: &LayerParts,
+    previous: Option<&FusedMoe>,
+) -> Result<Vec<Arc<PreparedExpert>>, LiveError> {
+    let wanted = parts.fused_shared.len();
+    if let Some(Experts::Packed(packed)) = previous.map(|layer| &layer.experts) {
+        let local = packed.experts().experts();
+        return Ok(local[local.len().saturating_sub(wanted)..].to_vec());
     }
+    let prepared = parts.fused_shared.iter().map(|expert| prepared(expert));
+    Ok(prepared.collect::<Result<_, _>>()?)
 }
 
 /// A table that never changes: a layer in force is replaced whole.
@@ -350,7 +370,7 @@ fn without(output: Tensor<2>, unserved: &[Unserved]) -> Tensor<2> {
 }
 
 /// The bytes of the largest expert on its way.
-pub(crate) fn largest<'a>(experts: impl Iterator<Item = &'a Arc<ExpertMlp>>) -> u64 {
+pub(crate) fn largest<'a>(experts: impl Iterator<Item = &'a Arc<PreparedExpert>>) -> u64 {
     experts
         .map(|expert| encoded_size(expert))
         .max()

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use moekit_fused_moe::{FusedMoe, TokenDispatcher};
+use moekit_fused_moe::{FusedMoe, PreparedExpert, TokenDispatcher};
 use moekit_placement::{MigrationStage, Placement};
-use moekit_quant::ExpertMlp;
 use moekit_routing::{LogicalExpert, Rank, RoutingTable, Topology};
 
-use crate::expert::{ExpertError, ExpertId, decode, encode};
+use crate::expert::{ExpertError, ExpertId, decode, encode, prepared};
 use crate::frame::{Control, Piece, Report};
 use crate::layer::{LiveLayer, NextLayer, build};
 use crate::stages::{self, Ends, Stage};
@@ -79,7 +78,7 @@ struct Outgoing {
 
 /// What a background encoding gives.
 type Encoded = Task<Result<Bytes, ExpertError>>;
-type Reading = Task<Result<Vec<(LogicalExpert, Arc<ExpertMlp>)>, String>>;
+type Reading = Task<Result<Vec<(LogicalExpert, Arc<PreparedExpert>)>, String>>;
 
 /// One stage on its way.
 #[derive(Debug)]
@@ -95,9 +94,9 @@ struct StageMove {
     /// The next expert, encoded while the one before is on its way.
     encoded: Option<Outgoing>,
     outgoing: Option<Outgoing>,
-    decoding: Vec<(LogicalExpert, Task<Result<ExpertMlp, ExpertError>>)>,
+    decoding: Vec<(LogicalExpert, Task<Result<PreparedExpert, ExpertError>>)>,
     reading: Option<Reading>,
-    arrived: BTreeMap<LogicalExpert, Arc<ExpertMlp>>,
+    arrived: BTreeMap<LogicalExpert, Arc<PreparedExpert>>,
     building: Option<Task<Result<FusedMoe, String>>>,
     built: Option<Arc<FusedMoe>>,
 }
@@ -552,7 +551,7 @@ fn read(layer: usize, experts: Vec<LogicalExpert>, here: &Here<'_>) -> Result<Re
     let source = here.source.clone();
     let read = move || {
         let one = |expert: LogicalExpert| match source.read(layer, expert) {
-            Ok(weights) => Ok((expert, weights)),
+            Ok(weights) => Ok((expert, prepared(&weights).map_err(|e| chain(&e))?)),
             Err(error) => Err(format!(
                 "expert {expert} of layer {layer} cannot be read: {}",
                 chain(&*error)

@@ -29,6 +29,30 @@ impl PreparedExpert {
     /// The expert as bytes: 8 of name and version, the length of a header, the header, and for each
     /// linear its bias and its panels.
     pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.num_encoded_bytes());
+        self.write_to(&mut out);
+        out
+    }
+
+    /// Appends what [`PreparedExpert::to_bytes`] gives.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        let header = self.header();
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&(header.len() as u64).to_le_bytes());
+        out.extend_from_slice(&header);
+        for linear in self.linears() {
+            let bias = linear.bias.iter().flatten();
+            out.extend(bias.flat_map(|b| b.to_le_bytes()));
+            out.extend_from_slice(linear.weight.bytes());
+        }
+    }
+
+    /// The length of [`PreparedExpert::to_bytes`].
+    pub fn num_encoded_bytes(&self) -> usize {
+        MAGIC.len() + 8 + self.header().len() + self.num_bytes()
+    }
+
+    fn header(&self) -> Vec<u8> {
         let linear = |l: &PreparedLinear| LinearHeader {
             layout: l.weight.layout().clone(),
             bias: l.bias.is_some(),
@@ -38,17 +62,7 @@ impl PreparedExpert {
             linears: self.linears().map(linear).collect(),
         };
         // Numbers and names are always text.
-        let header = serde_json::to_vec(&header).unwrap_or_default();
-        let mut out = Vec::with_capacity(self.num_bytes() + header.len() + 16);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&(header.len() as u64).to_le_bytes());
-        out.extend_from_slice(&header);
-        for linear in self.linears() {
-            let bias = linear.bias.iter().flatten();
-            out.extend(bias.flat_map(|b| b.to_le_bytes()));
-            out.extend_from_slice(linear.weight.bytes());
-        }
-        out
+        serde_json::to_vec(&header).unwrap_or_default()
     }
 
     /// The expert that [`PreparedExpert::to_bytes`] wrote.
@@ -187,6 +201,7 @@ mod tests {
                 let bytes = expert.to_bytes();
                 let back = PreparedExpert::from_bytes(&bytes).unwrap();
                 assert_eq!(back.to_bytes(), bytes);
+                assert_eq!(expert.num_encoded_bytes(), bytes.len());
                 for (a, b) in back.linears().zip(expert.linears()) {
                     assert_eq!(a.bias, b.bias);
                     assert_eq!(a.weight.dequantize(), b.weight.dequantize());

@@ -33,6 +33,9 @@ pub(crate) struct Layout {
     pub(crate) zero_points: Option<Grid>,
     /// The bits of an `f32`, which text would not keep if it is NaN.
     global_scale: u32,
+    /// Whether all rows are one, and all panels too: what stands in for an expert that is not there
+    /// takes next to no memory.
+    repeated: bool,
 }
 
 /// Scales (or zero points) of a panel: for each group of input features one per output feature, or
@@ -121,6 +124,9 @@ impl Layout {
             scales: matrix.scales().map(grid),
             zero_points: matrix.zero_points().map(grid),
             global_scale: matrix.global_scale().to_bits(),
+            repeated: matrix.row_stride() == 0
+                && matrix.scales().is_none()
+                && matrix.zero_points().is_none(),
         }
     }
 
@@ -135,6 +141,11 @@ impl Layout {
 
     pub(crate) fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)
+    }
+
+    /// Panels in memory: of repeated ones the first.
+    pub(crate) fn stored_panels(&self) -> usize {
+        if self.repeated { 1 } else { self.panels() }
     }
 
     /// Input features, padding included.
@@ -170,7 +181,7 @@ impl Layout {
         weights
             .checked_mul(12)
             .filter(|n| *n <= isize::MAX as usize)?;
-        Some(Arena::rounded(self.sections().end * self.panels()))
+        Some(Arena::rounded(self.sections().end * self.stored_panels()))
     }
 
     /// Whether a matrix can have this layout: the check of what came from elsewhere.

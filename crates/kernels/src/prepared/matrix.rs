@@ -60,7 +60,8 @@ impl PreparedMatrix {
     }
 
     pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        &self.bytes[panel * self.panel_bytes..][..self.panel_bytes]
+        let stored = panel.min(self.layout.stored_panels() - 1);
+        &self.bytes[stored * self.panel_bytes..][..self.panel_bytes]
     }
 
     /// Output features.
@@ -114,6 +115,15 @@ mod tests {
     pub(crate) fn prepared(matrix: &PackedMatrix) -> PreparedMatrix {
         let mut arena = Arena::new(PreparedMatrix::size(matrix).unwrap()).unwrap();
         PreparedMatrix::new(matrix, &mut arena).unwrap()
+    }
+
+    #[test]
+    fn equal_rows_are_stored_once() {
+        let nan = bytes::Bytes::from_static(&[0, 0, 0xc0, 0x7f]);
+        let matrix = PackedMatrix::new(moekit_quant::CodeFormat::F32, [500, 9], [0, 0], nan);
+        let prepared = prepared(&matrix.unwrap());
+        assert_eq!(prepared.num_bytes(), 12 * LANES * 4);
+        assert!(prepared.dequantize().iter().all(|v| v.is_nan()));
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use moekit::checkpoint::Checkpoint;
+use moekit::kernels::PreparedExpert;
 use moekit::quant::{
     Activation, ExpertWeights, MoeLayerSpec, QuantBackend, RouterSpec, SharedExpertsSpec,
     backend_for,
@@ -51,6 +52,8 @@ struct LayerReport {
     formats: Vec<String>,
     /// Of the largest routed expert.
     bytes_per_expert: usize,
+    /// Of the same in the memory of a rank, rearranged for the kernels.
+    memory_per_expert: usize,
     bytes_per_rank: Vec<usize>,
     /// Why the layer cannot be loaded, if it cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,9 +102,9 @@ impl Inspect {
         let loaded = spec
             .check()
             .and_then(|()| backend.load_experts(spec, checkpoint, &all));
-        let (sizes, formats) = match &loaded {
-            Ok(weights) => (expert_bytes(weights), formats(weights)),
-            Err(_) => (vec![0; spec.num_experts], Vec::new()),
+        let (sizes, memory, formats) = match &loaded {
+            Ok(weights) => (expert_bytes(weights), memory(weights)?, formats(weights)),
+            Err(_) => (vec![0; spec.num_experts], 0, Vec::new()),
         };
         Ok(LayerReport {
             layer: spec.layer,
@@ -114,6 +117,7 @@ impl Inspect {
             shared: spec.shared.clone(),
             formats,
             bytes_per_expert: sizes.iter().copied().max().unwrap_or(0),
+            memory_per_expert: memory,
             bytes_per_rank: bytes_per_rank(&plan.layers()[0], &sizes),
             unsupported: loaded.err().map(|error| error.to_string()),
         })
@@ -137,6 +141,13 @@ fn expert_bytes(weights: &ExpertWeights) -> Vec<usize> {
         .iter()
         .map(|expert| expert.num_bytes())
         .collect()
+}
+
+/// Bytes of the largest expert once it is rearranged.
+fn memory(weights: &ExpertWeights) -> Result<usize> {
+    let sizes = weights.experts.iter().map(|e| PreparedExpert::bytes_of(e));
+    let sizes = sizes.collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(sizes.into_iter().max().unwrap_or(0))
 }
 
 /// The distinct formats of the experts' codes and scales.
@@ -184,12 +195,13 @@ impl Report {
         )];
         for layer in &self.layers {
             lines.push(format!(
-                "layer {}: {} experts, top-{}, intermediate size {}, {} per expert ({})",
+                "layer {}: {} experts, top-{}, intermediate size {}, {} per expert, {} in memory ({})",
                 layer.layer,
                 layer.num_experts,
                 layer.top_k,
                 layer.intermediate_size,
                 bytes(layer.bytes_per_expert),
+                bytes(layer.memory_per_expert),
                 layer.formats.join("; "),
             ));
             lines.push(format!("  router      {}", describe_router(&layer.router)));

@@ -36,7 +36,6 @@ mod activation_quant;
 mod batch;
 mod check;
 mod dequantize;
-mod dot;
 mod error;
 mod experts;
 mod formats;

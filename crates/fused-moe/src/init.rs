@@ -79,7 +79,7 @@ impl FusedMoeConfig {
         let mut weights = Arc::unwrap_or_clone(weights);
         let shared = weights.shared.take();
         let experts = PreparedExperts::new(weights)?;
-        self.init_prepared(gate, experts, shared, device)
+        self.init_prepared(gate, experts, shared.as_ref(), device)
     }
 
     /// [`FusedMoeConfig::init_packed`] over experts that have been rearranged already.
@@ -95,7 +95,7 @@ impl FusedMoeConfig {
         &self,
         gate: GateTensors,
         experts: PreparedExperts,
-        shared: Option<Arc<ExpertMlp>>,
+        shared: Option<&Arc<ExpertMlp>>,
         device: &Device,
     ) -> Result<FusedMoe, FusedMoeError> {
         self.check()?;
@@ -122,7 +122,7 @@ impl FusedMoeConfig {
             shared.is_some(),
             separate.is_some(),
         )?;
-        let mlp = match (separate, &shared) {
+        let mlp = match (separate, shared) {
             (Some(config), Some(mlp)) => Some(self.packed_shared(config, mlp)?),
             _ => None,
         };

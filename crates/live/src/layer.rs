@@ -188,12 +188,7 @@ pub(crate) fn build(
             .clone()
             .with_routing(Arc::new(Fixed(table)))
             .with_dispatcher(dispatcher)
-            .init_prepared(
-                parts.gate.clone(),
-                experts,
-                parts.shared.clone(),
-                &Device::flex(),
-            )?,
+            .init_prepared(parts.gate.clone(), experts, parts.shared(), &Device::flex())?,
     };
     Ok(layer.with_selector(selector))
 }

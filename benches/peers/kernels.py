@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""moekit's fused experts and those of others on the same shapes, side by side.
+
+Every implementation runs in a process of its own and holds its weights in its own layout. In each
+round all of them run the same routing once, one after the other, each right after a read of as
+many bytes as the experts with tokens have. See README.md.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+PEERS = ["vllm-vec", "vllm-fused", "zentorch", "torch-grouped", "torch-loop", "candle"]
+SHAPES = {
+    "qwen3-30b-a3b": (2048, 768, 128, 8),
+    "gpt-oss-20b": (2880, 2880, 32, 4),
+    "mixtral-8x7b": (4096, 14336, 8, 2),
+}
+# Threads of a finished sample may spin for a while before they sleep.
+PAUSE = 0.005
+
+
+class Process:
+    """A program that answers each line with a line of JSON."""
+
+    def __init__(self, name, command, threads):
+        self.name = name
+        env = os.environ | {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
+
+    def send(self, line):
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def receive(self):
+        # Libraries greet on stdout; an answer is an object or a list.
+        for line in self.process.stdout:
+            if line[:1] in "{[":
+                return json.loads(line)
+        lines = self.process.stderr.read().strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else "it ended without a word")
+
+    def ask(self, line):
+        self.send(line)
+        return self.receive()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def numbers(text):
+    return [int(n) for n in text.split(",")]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moekit", default="target/release/moekit", help="the command")
+    parser.add_argument("--candle", default="benches/peers/candle/target/release/moekit-peer-candle")
+    parser.add_argument("--peers", default=",".join(PEERS), help="which of " + ", ".join(PEERS))
+    parser.add_argument("--shape", default="qwen3-30b-a3b", help=f"{', '.join(SHAPES)} or H,I,E,k")
+    parser.add_argument("--dtype", default="bf16", help="f32, bf16, fp8-block, int8-dynamic, mxfp4")
+    parser.add_argument("--tokens", type=numbers, default=[1, 16, 128, 512])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--wait", action="store_true", help="once all are loaded, wait for a line on stdin")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def start(args):
+    """The processes that are ready, and why others are not."""
+    act = "f32" if args.dtype == "f32" else "bf16"
+    tokens = ",".join(map(str, args.tokens))
+    command = [args.moekit, "bench", "--driven", "--shape", args.shape, "--dtype", args.dtype]
+    command += ["--act", act, "--tokens", tokens, "--threads", str(args.threads)]
+    moekit = Process("moekit", command, args.threads)
+    batches = moekit.ask("batches")
+    hidden, inter, experts, _ = SHAPES.get(args.shape) or numbers(args.shape)
+    config = {
+        "threads": args.threads,
+        "dtype": args.dtype,
+        "act": act,
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_experts": experts,
+        "batches": batches,
+    }
+    ready, refused = [moekit], {}
+    for name in args.peers.split(","):
+        worker = [sys.executable, str(HERE / "kernels_worker.py"), name]
+        try:
+            peer = Process(name, [args.candle] if name == "candle" else worker, args.threads)
+            peer.ask(json.dumps(config))
+            ready.append(peer)
+        except (RuntimeError, OSError) as reason:
+            refused[name] = str(reason)
+    return ready, refused, batches
+
+
+def measure(processes, batches, of_batch, rounds):
+    """`[round]` of what each process took, and of the read right before."""
+    moekit = processes[0]
+    samples = {p.name: [] for p in processes}
+    for process in processes:
+        process.ask(f"layer {of_batch[0]}")
+    for n in range(rounds):
+        batch = of_batch[n % len(of_batch)]
+        first = n % len(processes)
+        for process in processes[first:] + processes[:first]:
+            time.sleep(PAUSE)
+            read = moekit.ask(f"read {batches[batch]['weight_bytes']}")["ms"]
+            ms = process.ask(f"layer {batch}")["ms"]
+            samples[process.name].append((ms, read, batch))
+    return samples
+
+
+def summary(name, tokens, samples, own, batches):
+    median = statistics.median
+    return {
+        "name": name,
+        "tokens": tokens,
+        "median_ms": median(ms for ms, _, _ in samples),
+        "gflops": median(batches[b]["operations"] / ms / 1e6 for ms, _, b in samples),
+        "weight_gbs": median(batches[b]["weight_bytes"] / ms / 1e6 for ms, _, b in samples),
+        "paired_read_gbs": median(batches[b]["weight_bytes"] / read / 1e6 for _, read, b in samples),
+        "fraction_of_read": median(read / ms for ms, read, _ in samples),
+        "over_moekit": median(theirs[0] / ours[0] for theirs, ours in zip(samples, own)),
+    }
+
+
+def main():
+    args = arguments()
+    processes, refused, batches = start(args)
+    if args.wait:
+        print("loaded", file=sys.stderr, flush=True)
+        sys.stdin.readline()
+    results = []
+    for tokens in args.tokens:
+        of_batch = [i for i, batch in enumerate(batches) if batch["tokens"] == tokens]
+        samples = measure(processes, batches, of_batch, args.rounds)
+        for name, own in samples.items():
+            results.append(summary(name, tokens, own, samples["moekit"], batches))
+    for process in processes:
+        process.close()
+    if args.json:
+        report = {"shape": args.shape, "dtype": args.dtype, "threads": args.threads}
+        print(json.dumps(report | {"rounds": args.rounds, "results": results, "left_out": refused}, indent=1))
+        return
+    print(f"{args.shape} {args.dtype}, {args.threads} threads, {args.rounds} rounds")
+    columns = ["tokens", "name", "ms", "GB/s", "read", "of read", "GFLOP/s", "/moekit"]
+    print("{:>6} {:<14} {:>9} {:>6} {:>6} {:>8} {:>8} {:>8}".format(*columns))
+    for r in results:
+        print(
+            f"{r['tokens']:>6} {r['name']:<14} {r['median_ms']:>9.3f} {r['weight_gbs']:>6.1f}"
+            f" {r['paired_read_gbs']:>6.1f} {r['fraction_of_read']:>8.3f} {r['gflops']:>8.1f}"
+            f" {r['over_moekit']:>8.2f}"
+        )
+    for name, reason in refused.items():
+        print(f"left out: {name}: {reason}")
+
+
+main()

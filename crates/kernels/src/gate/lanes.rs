@@ -82,11 +82,23 @@ impl LaneValue for bf16 {
         // SAFETY: see above.
         unsafe {
             let at = values.as_ptr();
-            [at, at.add(8)].map(|at| {
-                let halves = _mm_loadu_si128(at.cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-            })
+            [widen_256(at), widen_256(at.add(8))]
         }
+    }
+}
+
+/// Eight values of bfloat16 as `f32`.
+///
+/// # Safety
+///
+/// The machine has AVX2, and there are eight values.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn widen_256(values: *const bf16) -> __m256 {
+    // SAFETY: the caller's.
+    unsafe {
+        let halves = _mm_loadu_si128(values.cast());
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
     }
 }
 
@@ -186,43 +198,87 @@ impl Lanes for [__m256; 2] {
 
 /// The dot products of `R` rows with `C` others, all of one length.
 ///
+/// There are no closures here and in what is called: one that is not inlined would be compiled
+/// without the instructions of `L`.
+///
 /// # Safety
 ///
 /// The machine has the instructions of `L`.
+#[allow(clippy::needless_range_loop, reason = "an index into several arrays")]
 #[inline(always)]
 pub(super) unsafe fn dots<L: Lanes, A: LaneValue, W: LaneValue, const R: usize, const C: usize>(
     x: [&[A]; R],
     w: [&[W]; C],
 ) -> [[f32; C]; R] {
-    let x = x.map(|x| x.as_chunks::<LANES>());
-    let w = w.map(|w| w.as_chunks::<LANES>());
-    // As many as all have, so that no index below is out of bounds.
-    let full = x
-        .iter()
-        .map(|x| x.0.len())
-        .chain(w.iter().map(|w| w.0.len()));
-    let full = full.min().unwrap_or(0);
-    let (x_full, w_full) = (x.map(|x| &x.0[..full]), w.map(|w| &w.0[..full]));
+    // As much as all have, so that no index below is out of bounds.
+    let mut len = usize::MAX;
+    for x in x {
+        len = len.min(x.len());
+    }
+    for w in w {
+        len = len.min(w.len());
+    }
+    let mut x_full: [&[[A; LANES]]; R] = [&[]; R];
+    let mut x_tail = [[A::default(); LANES]; R];
+    for i in 0..R {
+        let (full, tail) = x[i][..len].as_chunks();
+        (x_full[i], x_tail[i]) = (full, padded(tail));
+    }
+    let mut w_full: [&[[W; LANES]]; C] = [&[]; C];
+    let mut w_tail = [[W::default(); LANES]; C];
+    for i in 0..C {
+        let (full, tail) = w[i][..len].as_chunks();
+        (w_full[i], w_tail[i]) = (full, padded(tail));
+    }
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [[L::zero(); C]; R];
-        for k in 0..full {
-            let weights = w_full.map(|w| L::load(&w[k]));
-            for (sums, x) in sums.iter_mut().zip(x_full) {
-                let x = L::load(&x[k]);
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = sum.add_product(weight, x);
-                }
+        for k in 0..len / LANES {
+            let mut weights = [L::zero(); C];
+            for i in 0..C {
+                weights[i] = L::load(&w_full[i][k]);
+            }
+            add_products(&mut sums, &x_full, k, weights);
+        }
+        let mut weights = [L::zero(); C];
+        for i in 0..C {
+            weights[i] = L::load(&w_tail[i]);
+        }
+        let mut x_last: [&[[A; LANES]]; R] = [&[]; R];
+        for i in 0..R {
+            x_last[i] = std::slice::from_ref(&x_tail[i]);
+        }
+        add_products(&mut sums, &x_last, 0, weights);
+        let mut out = [[0.0; C]; R];
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = add_lanes(sum.store());
             }
         }
-        let weights = w.map(|w| L::load(&padded(w.1)));
-        for (sums, x) in sums.iter_mut().zip(x) {
-            let x = L::load(&padded(x.1));
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum = sum.add_product(weight, x);
+        out
+    }
+}
+
+/// Adds the products of chunk `k` of each row with the weights.
+///
+/// # Safety
+///
+/// The machine has the instructions of `L`.
+#[inline(always)]
+unsafe fn add_products<L: Lanes, A: LaneValue, const R: usize, const C: usize>(
+    sums: &mut [[L; C]; R],
+    x: &[&[[A; LANES]]; R],
+    k: usize,
+    weights: [L; C],
+) {
+    for i in 0..R {
+        // SAFETY: the caller's.
+        unsafe {
+            let x = L::load(&x[i][k]);
+            for j in 0..C {
+                sums[i][j] = sums[i][j].add_product(weights[j], x);
             }
         }
-        sums.map(|sums| sums.map(|sum| add_lanes(sum.store())))
     }
 }
 

@@ -189,13 +189,18 @@ impl<A: LaneValue, W: LaneValue> Part<'_, A, W> {
             hidden_size: width,
             ..
         } = self.gemm;
-        let x: [&[A]; R] = std::array::from_fn(|i| &hidden[(token + i) * width..][..width]);
+        let mut x: [&[A]; R] = [&[]; R];
+        for i in 0..R {
+            x[i] = &hidden[(token + i) * width..][..width];
+        }
         let mut expert = first;
         // SAFETY: the caller's.
         unsafe {
             while expert + C <= last {
-                let w: [&[W]; C] =
-                    std::array::from_fn(|i| &weight[(expert + i) * width..][..width]);
+                let mut w: [&[W]; C] = [&[]; C];
+                for i in 0..C {
+                    w[i] = &weight[(expert + i) * width..][..width];
+                }
                 self.put(token, expert, dots::<L, A, W, R, C>(x, w));
                 expert += C;
             }
@@ -216,7 +221,10 @@ impl<A: LaneValue, W: LaneValue> Part<'_, A, W> {
     ) {
         for (i, dots) in dots.into_iter().enumerate() {
             for (j, dot) in dots.into_iter().enumerate() {
-                let bias = self.gemm.bias.map_or(0.0, |bias| bias[expert + j]);
+                let bias = match self.gemm.bias {
+                    Some(bias) => bias[expert + j],
+                    None => 0.0,
+                };
                 let [row, column] = self.strides;
                 self.out[(token + i) * row + (expert + j) * column] = dot + bias;
             }

@@ -22,6 +22,9 @@ UNQUANT, INT8_W8A8, FP8_W8A16, MXFP4 = 0, 1, 2, 4
 TOLERANCE = {"f32": 1e-3, "int8-dynamic": 5e-2}
 BF16_TOLERANCE = 2e-2
 
+# Experts that are drawn; the others are copies of them, in memory of their own.
+DRAWN = 4
+
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -39,24 +42,29 @@ class Weights:
 
     def __init__(self, dtype, experts, rows, cols):
         self.dtype, self.scale = dtype, None
-        shape, size = (experts, rows, cols), cols**-0.5
+        drawn, size = min(experts, DRAWN), cols**-0.5
+
+        def all_experts(drawn):
+            return drawn.repeat(-(-experts // DRAWN), 1, *[1] * (drawn.dim() - 2))[:experts].contiguous()
+
         if dtype in ("f32", "bf16"):
             kind = torch.float32 if dtype == "f32" else torch.bfloat16
-            self.codes = torch.empty(shape, dtype=kind).uniform_(-1.7 * size, 1.7 * size)
+            codes = torch.empty(drawn, rows, cols, dtype=kind).uniform_(-1.7 * size, 1.7 * size)
         elif dtype == "int8-dynamic":
-            self.codes = torch.randint(-127, 128, shape, dtype=torch.int8)
-            self.scale = torch.empty(experts, rows).uniform_(0.5, 1.5) * size / 74
+            codes = torch.randint(-127, 128, (drawn, rows, cols), dtype=torch.int8)
+            self.scale = all_experts(torch.empty(drawn, rows).uniform_(0.5, 1.5) * size / 74)
         elif dtype == "fp8-block":
             # Exponents below that of 2, so that no code is NaN.
-            codes = torch.randint(0, 256, shape, dtype=torch.uint8) & 0xBF
-            self.codes = codes.view(torch.float8_e4m3fn)
-            blocks = (experts, -(-rows // 128), -(-cols // 128))
-            self.scale = torch.empty(blocks).uniform_(0.5, 1.5) * size
+            codes = torch.randint(0, 256, (drawn, rows, cols), dtype=torch.uint8) & 0xBF
+            blocks = (drawn, -(-rows // 128), -(-cols // 128))
+            self.scale = all_experts(torch.empty(blocks).uniform_(0.5, 1.5) * size)
         elif dtype == "mxfp4":
-            self.codes = torch.randint(0, 256, (experts, rows, cols // 2), dtype=torch.uint8)
-            self.scale = torch.randint(119, 122, (experts, rows, cols // 32), dtype=torch.uint8)
+            codes = torch.randint(0, 256, (drawn, rows, cols // 2), dtype=torch.uint8)
+            self.scale = all_experts(torch.randint(119, 122, (drawn, rows, cols // 32), dtype=torch.uint8))
         else:
             raise NotImplementedError(dtype)
+        codes = all_experts(codes)
+        self.codes = codes.view(torch.float8_e4m3fn) if dtype == "fp8-block" else codes
 
     def wide(self, expert):
         """The weights of one expert in f32."""

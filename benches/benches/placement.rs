@@ -14,7 +14,7 @@ fn main() {
 }
 
 /// All 58 layers of DeepSeek-V3, 256 experts in 288 slots on 32 ranks.
-#[divan::bench(args = ["linear", "round_robin", "eplb"])]
+#[divan::bench(args = ["linear", "round_robin", "eplb", "adaptive"])]
 fn deepseek_v3(bencher: divan::Bencher<'_, '_>, name: &str) {
     let (layers, experts, _, ranks) = DEEPSEEK_V3;
     let load = lognormal_load(layers, experts, 1).unwrap();

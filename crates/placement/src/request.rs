@@ -12,6 +12,36 @@ pub enum MigrationBudget {
     /// At most this many slots over all layers may receive an expert that their rank does not
     /// hold yet.
     Slots(usize),
+    /// The same in bytes, if all experts are of one size.
+    Bytes {
+        /// Bytes that may arrive over all layers.
+        budget: u64,
+        /// Bytes of an expert.
+        per_expert: u64,
+    },
+}
+
+impl MigrationBudget {
+    /// Slots that may receive an expert; `None` without a limit.
+    ///
+    /// ```
+    /// use moekit_placement::MigrationBudget;
+    ///
+    /// let budget = MigrationBudget::Bytes { budget: 100_000_000, per_expert: 44_000_000 };
+    /// assert_eq!(budget.slots(), Some(2));
+    /// assert_eq!(MigrationBudget::Unlimited.slots(), None);
+    /// ```
+    pub fn slots(self) -> Option<usize> {
+        match self {
+            Self::Unlimited => None,
+            Self::Slots(slots) => Some(slots),
+            // Experts without bytes cost nothing.
+            Self::Bytes { per_expert: 0, .. } => None,
+            Self::Bytes { budget, per_expert } => {
+                Some(usize::try_from(budget / per_expert).unwrap_or(usize::MAX))
+            }
+        }
+    }
 }
 
 /// What a strategy is asked: shape, topology, observed load, placement in force.

@@ -10,6 +10,8 @@ pub(crate) struct Apportionment {
     pub(crate) counts: Vec<u32>,
     /// The expert of each replica beyond the first, in the order in which they were given.
     pub(crate) extras: Vec<u32>,
+    /// Whether an expert got fewer than its load calls for.
+    pub(crate) is_limited: bool,
 }
 
 /// One replica each, then always one more for the expert with the largest load per replica, ties to
@@ -22,8 +24,13 @@ pub(crate) struct Apportionment {
 pub(crate) fn apportion(load: &[f32], num_slots: usize, most: usize) -> Apportionment {
     let mut counts = vec![1; load.len()];
     let mut extras = Vec::with_capacity(num_slots.saturating_sub(load.len()));
-    if most <= 1 {
-        return Apportionment { counts, extras };
+    let mut is_limited = most <= 1;
+    if is_limited {
+        return Apportionment {
+            counts,
+            extras,
+            is_limited,
+        };
     }
     // Non-negative floats order as their bits do.
     let key = |share: f32, e: u32| u64::from(share.to_bits()) << 32 | u64::from(!e);
@@ -40,9 +47,14 @@ pub(crate) fn apportion(load: &[f32], num_slots: usize, most: usize) -> Apportio
             *top = key(load[expert as usize] / *count as f32, expert);
         } else {
             PeekMut::pop(top);
+            is_limited = true;
         }
     }
-    Apportionment { counts, extras }
+    Apportionment {
+        counts,
+        extras,
+        is_limited,
+    }
 }
 
 /// An apportionment that holds back `reserve` of the spare slots from the experts with the largest

@@ -3,7 +3,8 @@
 //! The algorithm of <https://github.com/deepseek-ai/EPLB>: see `moekit-strategy-eplb`, whose results
 //! this reproduces, ties and rounding included.
 
-use crate::apportion::apportion;
+use crate::apportion::{Apportionment, apportion};
+use crate::minimum::first_smallest;
 use crate::order::longest_first;
 
 /// The sizes of a layer. Nodes divide groups and ranks, groups divide experts, ranks divide slots;
@@ -18,7 +19,19 @@ pub(crate) struct Hierarchy {
 
 impl Hierarchy {
     /// The expert of each slot, `[P]`.
-    pub(crate) fn place(&self, load: &[f32]) -> Vec<u32> {
+    ///
+    /// # Arguments
+    ///
+    /// - `given`, `order` - the apportionment over all slots and its replicas, longest first, if no
+    ///   limit of replicas changed them.
+    pub(crate) fn place(&self, load: &[f32], given: &Apportionment, order: &[u32]) -> Vec<u32> {
+        if self.nodes == 1 && self.groups == 1 && !given.is_limited {
+            return pack(
+                order,
+                |&e| load[e as usize] / given.counts[e as usize] as f32,
+                self.ranks,
+            );
+        }
         let size = load.len() / self.groups;
         let group_loads: Vec<f32> = load.chunks(size).map(|group| group.iter().sum()).collect();
         let mut groups: Vec<u32> = (0..self.groups as u32).collect();
@@ -49,7 +62,7 @@ fn pack(items: &[u32], weight: impl Fn(&u32) -> f32, packs: usize) -> Vec<u32> {
     let mut filled = vec![0; packs];
     let mut weights = vec![0f32; packs];
     for item in items {
-        let lightest = first_min(&weights);
+        let lightest = first_smallest(&weights, f32::INFINITY).unwrap_or_default();
         packed[lightest * room + filled[lightest]] = *item;
         filled[lightest] += 1;
         weights[lightest] = match filled[lightest] == room {
@@ -58,17 +71,6 @@ fn pack(items: &[u32], weight: impl Fn(&u32) -> f32, packs: usize) -> Vec<u32> {
         };
     }
     packed
-}
-
-/// Index of the smallest value, the first of equal ones.
-fn first_min(values: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, value) in values.iter().enumerate() {
-        if *value < values[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 #[cfg(test)]
@@ -86,7 +88,8 @@ mod tests {
             ranks: 8,
             slots: 16,
         };
-        let slots = hierarchy.place(&load);
+        let given = apportion(&load, 16, usize::MAX);
+        let slots = hierarchy.place(&load, &given, &longest_first(&load, &given));
         assert_eq!(slots, [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1]);
     }
 }

@@ -34,6 +34,7 @@ mod tests {
         let given = Apportionment {
             counts: vec![2, 1, 1, 2],
             extras: vec![3, 0],
+            is_limited: false,
         };
         assert_eq!(
             longest_first(&[4.0, 2.0, 3.0, 4.0], &given),

@@ -1,6 +1,7 @@
 //! The layout from which a search starts: longest first, no expert twice on a rank, replicas over
 //! ranks that nothing connects yet, at home if there is room.
 
+use crate::minimum::first_smallest;
 use crate::ranks::Ranks;
 
 /// How much lighter than the chosen rank another may be.
@@ -10,8 +11,8 @@ pub(crate) struct Slack<'a> {
     pub(crate) connect: f64,
     /// The home node of each expert, `[E]`, if there are expert groups.
     pub(crate) homes: Option<&'a [u32]>,
-    /// The time up to which replicas stay on the ranks of their home node.
-    pub(crate) target: f64,
+    /// What a node carries at most, as a multiple of its part of the load.
+    pub(crate) node_limit: f64,
 }
 
 /// Packs replicas onto ranks.
@@ -40,6 +41,10 @@ pub(crate) fn pack(
         filled: ranks.offsets()[..ranks.len()].to_vec(),
         times: vec![0.0; ranks.len()],
         open: ranks.live().collect(),
+        candidates: vec![0.0; ranks.len()],
+        room: slack.homes.map_or_else(Vec::new, |homes| {
+            room_for_guests(weights, homes, ranks, slack.node_limit)
+        }),
         component: (0..ranks.len()).collect(),
         placed: vec![Vec::new(); weights.len()],
     };
@@ -61,6 +66,20 @@ pub(crate) fn pack(
     packing.slots
 }
 
+/// The load that each node could carry beyond that of the experts at home there, `[N]`.
+fn room_for_guests(weights: &[f64], homes: &[u32], ranks: &Ranks, limit: f64) -> Vec<f64> {
+    let mut room = vec![0.0; ranks.num_nodes()];
+    let speed: f64 = ranks.live().map(|rank| 1.0 / ranks.pace(rank)).sum();
+    let total: f64 = weights.iter().sum();
+    for rank in ranks.live() {
+        room[ranks.node(rank)] += limit * total / ranks.pace(rank) / speed;
+    }
+    for (&home, weight) in homes.iter().zip(weights) {
+        room[home as usize] -= weight;
+    }
+    room
+}
+
 struct Packing<'a> {
     ranks: &'a Ranks,
     slack: Slack<'a>,
@@ -70,6 +89,11 @@ struct Packing<'a> {
     times: Vec<f64>,
     /// Ranks with room.
     open: Vec<usize>,
+    /// The time of each rank with one replica more, infinite where it cannot go.
+    candidates: Vec<f64>,
+    /// Load that each node can take from others; negative if it has to give some away. `[N]` with
+    /// homes, else empty.
+    room: Vec<f64>,
     /// The lowest of the ranks that replicas connect with each rank.
     component: Vec<usize>,
     /// Ranks of each replicated expert.
@@ -82,6 +106,10 @@ impl Packing<'_> {
     }
 
     fn put(&mut self, rank: usize, expert: u32, share: f64) {
+        if let Some(homes) = self.slack.homes {
+            self.room[homes[expert as usize] as usize] += share;
+            self.room[self.ranks.node(rank)] -= share;
+        }
         self.slots[self.filled[rank]] = expert;
         self.filled[rank] += 1;
         self.times[rank] += share * self.ranks.pace(rank);
@@ -90,48 +118,68 @@ impl Packing<'_> {
         }
     }
 
-    fn is_home(&self, rank: usize, expert: u32) -> bool {
-        let homes = self.slack.homes;
-        homes.is_none_or(|homes| homes[expert as usize] as usize == self.ranks.node(rank))
+    /// The rank with room that takes the least time with a replica more.
+    fn lightest(&mut self, expert: u32, share: f64) -> Option<usize> {
+        self.consider(expert, share);
+        self.least(expert, share)
     }
 
-    /// The rank with room that takes the least time with a replica more; one of the home node, as
-    /// long as it stays below the target there.
-    fn lightest(&self, expert: u32, share: f64) -> Option<usize> {
-        self.least(expert, share, |_| true)
-    }
-
-    fn least(&self, expert: u32, share: f64, fits: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut best = None;
-        let mut best_time = f64::INFINITY;
-        let mut best_abroad = true;
+    /// Makes every rank with room a candidate.
+    fn consider(&mut self, expert: u32, share: f64) {
+        self.candidates.fill(f64::INFINITY);
         for &rank in &self.open {
-            let time = self.times[rank] + share * self.ranks.pace(rank);
-            let abroad = time > self.slack.target || !self.is_home(rank, expert);
-            let better = best.is_none() || (abroad, time) < (best_abroad, best_time);
-            if better && fits(rank) {
-                (best, best_time, best_abroad) = (Some(rank), time, abroad);
-            }
+            self.candidates[rank] = self.times[rank] + share * self.ranks.pace(rank);
         }
-        best
+        for &rank in &self.placed[expert as usize] {
+            self.candidates[rank] = f64::INFINITY;
+        }
+    }
+
+    /// The lightest candidate. With homes: one of the home node, unless it has to give load away and
+    /// another node has room for it.
+    fn least(&self, expert: u32, share: f64) -> Option<usize> {
+        let Some(homes) = self.slack.homes else {
+            return first_smallest(&self.candidates, f64::INFINITY);
+        };
+        let home = homes[expert as usize] as usize;
+        // A node gives away what it has too much, and takes a replica if at least half of it is wanted.
+        let hosts = |node: usize| node != home && self.room[node] >= share / 2.0;
+        let guest = match self.room[home] <= -share {
+            true => self.lightest_of(hosts),
+            false => None,
+        };
+        guest
+            .or_else(|| self.lightest_of(|node| node == home))
+            .or_else(|| self.lightest_of(hosts))
+            .or_else(|| self.lightest_of(|_| true))
+    }
+
+    /// The lightest candidate of some nodes.
+    fn lightest_of(&self, nodes: impl Fn(usize) -> bool) -> Option<usize> {
+        let candidates = self.open.iter().map(|&rank| (rank, self.candidates[rank]));
+        let fit =
+            candidates.filter(|&(rank, time)| time < f64::INFINITY && nodes(self.ranks.node(rank)));
+        fit.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(rank, _)| rank)
     }
 
     /// The lightest rank without the expert; one that the expert's other replicas are not connected
     /// with, if there is such a one hardly heavier.
-    fn connecting(&self, expert: u32, share: f64) -> Option<usize> {
-        let placed = &self.placed[expert as usize];
-        let lightest = self.least(expert, share, |rank| !placed.contains(&rank))?;
-        let Some(&first) = placed.first() else {
+    fn connecting(&mut self, expert: u32, share: f64) -> Option<usize> {
+        let lightest = self.lightest(expert, share)?;
+        let Some(&first) = self.placed[expert as usize].first() else {
             return Some(lightest);
         };
         let component = self.component[first];
-        let limit = self.times[lightest] + self.slack.connect;
-        let may_leave = !self.is_home(lightest, expert);
-        let other = self.least(expert, share, |rank| {
-            self.component[rank] != component
-                && self.times[rank] <= limit
-                && (may_leave || self.is_home(rank, expert))
-        });
+        let limit = self.candidates[lightest] + self.slack.connect;
+        let node = self.ranks.node(lightest);
+        for rank in 0..self.ranks.len() {
+            let time = &mut self.candidates[rank];
+            let elsewhere = self.slack.homes.is_some() && self.ranks.node(rank) != node;
+            if self.component[rank] == component || *time > limit || elsewhere {
+                *time = f64::INFINITY;
+            }
+        }
+        let other = self.least(expert, share);
         other.or(Some(lightest))
     }
 
@@ -177,6 +225,8 @@ impl Packing<'_> {
                 .total_cmp(&weights[b as usize])
                 .then(b.cmp(&a))
         });
-        self.put(rank, heaviest.unwrap_or(expert), share);
+        let instead = heaviest.unwrap_or(expert);
+        self.put(rank, instead, share);
+        self.placed[instead as usize].push(rank);
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Layer<'a> {
 
 /// The parts of the spare slots that the starts hold back.
 const RESERVES: [f64; 4] = [0.0, 0.125, 0.25, 0.5];
+/// The part of what is above the target that counts as an improvement.
+const LEAST_PROGRESS: f64 = 0.05;
 /// Busiest ranks whose swaps are looked at before an exchange is.
 const DEPTH: usize = 4;
 
@@ -49,11 +51,12 @@ impl<'a> Layer<'a> {
         let live = self.ranks.live().count();
         let num_slots = self.ranks.num_slots();
         let given = apportion(&load, num_slots, live);
+        let order = longest_first(&load, &given);
         let bound = self.ranks.bound(self.weights, &given.counts);
         let homes = self.homes();
         let baseline = self
             .baseline
-            .map(|b| Layout::new(self.ranks, self.weights, b.place(&load)));
+            .map(|b| Layout::new(self.ranks, self.weights, b.place(&load, &given, &order)));
         let limit = baseline.as_ref().map_or(f64::INFINITY, Layout::largest);
         let tolerance = if homes.is_some() {
             effort.node_tolerance
@@ -64,39 +67,44 @@ impl<'a> Layer<'a> {
         let search = Search {
             layer: self,
             effort,
-            load: &load,
             homes: homes.as_deref(),
             bound,
             target,
         };
 
         let mut work = Work::new(effort.work);
-        let mut best = search.from(&given, &mut work);
+        let mut best = search.from(&given, &order, &mut work);
         for reserve in &RESERVES[1..] {
             let reserve = ((num_slots - load.len()) as f64 * reserve) as usize;
-            if best.largest() <= target || reserve == 0 || work.is_done() {
+            let enough = best.largest() <= target || effort.patience == 0;
+            if enough || reserve == 0 || work.is_done() {
                 continue;
             }
             let given = apportion_with_reserve(&load, num_slots, live, reserve);
             if given.extras.len() + load.len() == num_slots {
-                let other = search.from(&given, &mut work);
+                let order = longest_first(&load, &given);
+                let other = search.from(&given, &order, &mut work);
                 if other.largest() < best.largest() {
                     best = other;
                 }
             }
         }
-        if let Some(baseline) = baseline.filter(|baseline| baseline.largest() < best.largest()) {
-            let mut repaired = without_duplicates(baseline);
-            search.improve(&mut repaired, &mut Work::new(effort.work));
-            if repaired.largest() < best.largest() {
-                best = repaired;
-            }
+        if let Some(baseline) = baseline.filter(|_| best.largest() > limit) {
+            best = search.not_below(best, baseline);
         }
         if let Some(homes) = &homes {
             let limit = best.largest().max(target);
             bring_home(&mut best, homes, limit);
         }
         best
+    }
+
+    /// A quick plan: the first start, without exchanges.
+    pub(crate) fn sketch(&self, effort: &Effort) -> Layout<'a> {
+        self.plan(&Effort {
+            patience: 0,
+            ..*effort
+        })
     }
 
     fn homes(&self) -> Option<Vec<u32>> {
@@ -120,7 +128,6 @@ pub(crate) fn single_precision(weights: &[f64]) -> Vec<f32> {
 struct Search<'l, 'a> {
     layer: &'l Layer<'a>,
     effort: &'l Effort,
-    load: &'l [f32],
     homes: Option<&'l [u32]>,
     bound: f64,
     target: f64,
@@ -128,18 +135,18 @@ struct Search<'l, 'a> {
 
 impl<'a> Search<'_, 'a> {
     /// The best layout on the way from one apportionment.
-    fn from(&self, given: &Apportionment, work: &mut Work) -> Layout<'a> {
+    fn from(&self, given: &Apportionment, order: &[u32], work: &mut Work) -> Layout<'a> {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
-        let order = longest_first(self.load, given);
         let slack = Slack {
             connect: self.effort.connect * self.bound,
             homes: self.homes,
-            target: self.target,
+            // Half of what balance may cost; the ranks of a node need the rest.
+            node_limit: 1.0 + self.effort.node_tolerance / 2.0,
         };
         let mut layout = Layout::new(
             ranks,
             weights,
-            pack(weights, &given.counts, &order, ranks, slack),
+            pack(weights, &given.counts, order, ranks, slack),
         );
         self.improve(&mut layout, work);
         layout
@@ -148,6 +155,23 @@ impl<'a> Search<'_, 'a> {
     fn improve(&self, layout: &mut Layout<'a>, work: &mut Work) {
         if !self.swap(layout, work) {
             exchange(layout, self.target, self.effort.patience, work);
+        }
+    }
+
+    /// A layout that is no worse than the baseline: without experts twice on a rank if the search
+    /// finds one, else with as few as it finds.
+    fn not_below(&self, best: Layout<'a>, baseline: Layout<'a>) -> Layout<'a> {
+        let limit = baseline.largest();
+        let mut repaired = without_duplicates(baseline.clone(), f64::INFINITY);
+        self.improve(&mut repaired, &mut Work::new(self.effort.work));
+        if repaired.largest() <= limit {
+            return repaired;
+        }
+        let partly = without_duplicates(baseline, limit);
+        if partly.largest() < best.largest() {
+            partly
+        } else {
+            best
         }
     }
 
@@ -175,7 +199,7 @@ impl<'a> Search<'_, 'a> {
 /// Exchanges replicas and swaps after each exchange, also uphill, until no rank is above the target,
 /// some exchanges in a row brought nothing, or the work is done; leaves the best layout that was
 /// seen.
-pub(crate) fn exchange(layout: &mut Layout<'_>, target: f64, patience: usize, work: &mut Work) {
+fn exchange(layout: &mut Layout<'_>, target: f64, patience: usize, work: &mut Work) {
     let swaps = Swaps {
         singles: false,
         within_nodes: false,
@@ -193,9 +217,12 @@ pub(crate) fn exchange(layout: &mut Layout<'_>, target: f64, patience: usize, wo
         at.replace(found.slot, found.expert);
         let reached = descend(&mut at, target, swaps, work);
         since += 1;
-        if at.largest() < layout.largest() {
+        let before = layout.largest();
+        if at.largest() < before {
             layout.clone_from(&at);
-            since = 0;
+            if before - at.largest() > LEAST_PROGRESS * (before - target) {
+                since = 0;
+            }
         }
         if reached {
             return;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use moekit_placement::{PlacementRequest, Topology};
+use moekit_placement::Topology;
 use moekit_routing::Rank;
 
 #[derive(Clone, Debug)]
@@ -22,30 +22,35 @@ impl Ranks {
     /// - `slots` - `[R]`.
     /// - `speeds` - `[R]`, or empty if all are alike.
     pub(crate) fn new(slots: &[usize], topology: &Topology, speeds: &[f64]) -> Self {
-        let mut offsets = Vec::with_capacity(slots.len() + 1);
-        offsets.push(0);
-        let mut total = 0;
-        offsets.extend(slots.iter().map(|n| {
-            total += n;
-            total
-        }));
         let ranks = 0..slots.len();
         let pace = |rank| speeds.get(rank).map_or(1.0, |speed| 1.0 / speed);
         let node = |rank| topology.node_of(Rank::new(rank)).unwrap_or_default();
-        Self {
-            offsets,
+        let unfilled = Self {
+            offsets: Vec::new(),
             pace: ranks.clone().map(pace).collect(),
             node: ranks.map(node).collect(),
             num_nodes: topology.num_nodes(),
-        }
+        };
+        unfilled.with_slots(slots)
     }
 
-    /// The ranks of a request with at most one slot per expert: no rank needs more without
-    /// holding an expert twice.
-    pub(crate) fn without_surplus(request: &PlacementRequest<'_>, speeds: &[f64]) -> Self {
-        let experts = request.num_logical_experts();
-        let slots = request.slots_per_rank().iter().map(|&n| n.min(experts));
-        Self::new(&slots.collect::<Vec<_>>(), request.topology(), speeds)
+    /// The same ranks with at most one slot per expert: no rank needs more without holding an expert
+    /// twice.
+    pub(crate) fn without_surplus(&self, num_experts: usize) -> Self {
+        let slots = (0..self.len()).map(|rank| self.slots(rank).len().min(num_experts));
+        self.with_slots(&slots.collect::<Vec<_>>())
+    }
+
+    /// The same ranks with other slots, `[R]`.
+    pub(crate) fn with_slots(&self, slots: &[usize]) -> Self {
+        let ends = slots.iter().scan(0, |total, n| {
+            *total += n;
+            Some(*total)
+        });
+        Self {
+            offsets: std::iter::once(0).chain(ends).collect(),
+            ..self.clone()
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

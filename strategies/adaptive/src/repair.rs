@@ -4,10 +4,10 @@ use crate::layout::Layout;
 
 /// Takes the second replica of an expert from each rank that has one: by a swap with another rank, or
 /// by giving the slot to another expert, whichever leaves the smallest largest load. No rank has
-/// more slots than there are experts.
+/// more slots than there are experts. What would lift a rank above the limit stays.
 ///
 /// Time: O(duplicates × P²); duplicates are few.
-pub(crate) fn without_duplicates(mut layout: Layout<'_>) -> Layout<'_> {
+pub(crate) fn without_duplicates(mut layout: Layout<'_>, limit: f64) -> Layout<'_> {
     let ranks = layout.ranks;
     for rank in ranks.live() {
         for slot in ranks.slots(rank) {
@@ -15,6 +15,7 @@ pub(crate) fn without_duplicates(mut layout: Layout<'_>) -> Layout<'_> {
             let earlier = &layout.experts_of(rank)[..slot - ranks.slots(rank).start];
             if earlier.contains(&expert)
                 && let Some(better) = best_repair(&layout, rank, slot)
+                && better.largest() <= limit
             {
                 layout = better;
             }

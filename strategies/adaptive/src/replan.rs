@@ -33,7 +33,16 @@ pub(crate) struct Stop {
 /// those have moved without whom experts would be lost or slots empty.
 ///
 /// Time: O(steps × (s² R + s P × replicas)) for s slots per rank.
-pub(crate) fn way(ranks: &Ranks, weights: &[f64], current: &Placement, goal: Goal) -> Vec<Stop> {
+///
+/// # Returns
+///
+/// The stops, and whether the way ends with the recovery of lost experts.
+pub(crate) fn way(
+    ranks: &Ranks,
+    weights: &[f64],
+    current: &Placement,
+    goal: Goal,
+) -> (Vec<Stop>, bool) {
     let held = Held::of(current, ranks);
     let mut layout = Layout::new(ranks, weights, adopt(ranks, weights, current));
     let lost = recover(&mut layout, goal.target);
@@ -44,8 +53,9 @@ pub(crate) fn way(ranks: &Ranks, weights: &[f64], current: &Placement, goal: Goa
         largest: layout.largest(),
     };
     let mut way = vec![stop(&layout, moved)];
-    if layout.largest() <= goal.enough || (goal.only_recover && lost) {
-        return way;
+    let recovers = goal.only_recover && lost;
+    if layout.largest() <= goal.enough || recovers {
+        return (way, recovers);
     }
     while let Some(slot) = repeated(&layout) {
         fill(&mut layout, slot, goal.target);
@@ -67,7 +77,40 @@ pub(crate) fn way(ranks: &Ranks, weights: &[f64], current: &Placement, goal: Goa
         moved = moved.saturating_add_signed(step.arrivals);
         way.push(stop(&layout, moved));
     }
-    way
+    (way, false)
+}
+
+/// The slots of another layout with its ranks renumbered so that few experts travel: the two ranks,
+/// before and after, that have the most experts in common become one, and so on. All ranks are alike.
+///
+/// Time: O(R² (s + log R)).
+pub(crate) fn renumbered(ranks: &Ranks, slots: &[u32], current: &Placement) -> Vec<u32> {
+    let held = Held::of(current, ranks);
+    let common = |from: usize, to: usize| {
+        let stay = slots[ranks.slots(from)]
+            .iter()
+            .filter(|&&e| held.arrives(to, e) == 0);
+        stay.count()
+    };
+    let mut pairs: Vec<(usize, usize, usize)> = (0..ranks.len())
+        .flat_map(|from| (0..ranks.len()).map(move |to| (from, to)))
+        .map(|(from, to)| (ranks.num_slots() - common(from, to), from, to))
+        .collect();
+    pairs.sort_unstable();
+    let mut target = vec![None; ranks.len()];
+    let mut taken = vec![false; ranks.len()];
+    for (_, from, to) in pairs {
+        if target[from].is_none() && !taken[to] {
+            target[from] = Some(to);
+            taken[to] = true;
+        }
+    }
+    let mut renumbered = slots.to_vec();
+    for (from, to) in target.into_iter().enumerate() {
+        let to = ranks.slots(to.unwrap_or(from));
+        renumbered[to].copy_from_slice(&slots[ranks.slots(from)]);
+    }
+    renumbered
 }
 
 /// What each rank held, in ascending order.
@@ -236,11 +279,11 @@ struct Step {
 fn best_step(layout: &Layout<'_>, held: &Held, target: f64) -> Option<Step> {
     let busy = layout.busiest();
     let mut best: Option<Step> = None;
-    let mut consider = |kind: Kind, change: f64, arrivals: isize| {
+    let consider = |best: &mut Option<Step>, kind: Kind, change: f64, arrivals: isize| {
         // What costs nothing is worth more, but not everything.
         let worth = -change / (arrivals as f64).max(0.5);
         if worth > best.map_or(0.0, |best| best.worth) {
-            best = Some(Step {
+            *best = Some(Step {
                 kind,
                 arrivals,
                 worth,
@@ -251,33 +294,37 @@ fn best_step(layout: &Layout<'_>, held: &Held, target: f64) -> Option<Step> {
     exchanges.around(busy, &mut |slot, rank, expert| {
         let arrivals = held.arrives(rank, expert) - held.arrives(rank, layout.expert(slot));
         consider(
+            &mut best,
             Kind::Replace(slot, expert),
             exchanges.change(slot, rank, expert),
             arrivals,
         );
     });
     let ranks = layout.ranks;
-    let at = |rank: usize, load: f64| {
-        let time = layout.times()[rank];
-        excess(time + load * ranks.pace(rank), target) - excess(time, target)
-    };
+    let time = layout.times()[busy];
+    let before = excess(time, target);
     for light in ranks.live().filter(|&rank| rank != busy) {
+        let (light_time, pace) = (layout.times()[light], ranks.pace(light));
+        let light_before = excess(light_time, target);
         for (a, &more) in ranks.slots(busy).zip(layout.shares_of(busy)) {
             let mine = layout.expert(a);
             if layout.holds(light, mine) {
                 continue;
             }
+            let come = held.arrives(light, mine) - held.arrives(busy, mine);
             for (b, &less) in ranks.slots(light).zip(layout.shares_of(light)) {
+                let load = more - less;
+                let change = excess(time - load * ranks.pace(busy), target) - before
+                    + excess(light_time + load * pace, target)
+                    - light_before;
+                // Most pairs are no candidates, whatever they cost.
+                if load <= 0.0 || -change <= 0.5 * best.map_or(0.0, |best| best.worth) {
+                    continue;
+                }
                 let theirs = layout.expert(b);
-                if more > less && !layout.holds(busy, theirs) {
-                    let arrivals = held.arrives(light, mine) + held.arrives(busy, theirs)
-                        - held.arrives(busy, mine)
-                        - held.arrives(light, theirs);
-                    consider(
-                        Kind::Swap(a, b),
-                        at(busy, less - more) + at(light, more - less),
-                        arrivals,
-                    );
+                if !layout.holds(busy, theirs) {
+                    let go = held.arrives(busy, theirs) - held.arrives(light, theirs);
+                    consider(&mut best, Kind::Swap(a, b), change, come + go);
                 }
             }
         }

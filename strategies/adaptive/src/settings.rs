@@ -42,6 +42,9 @@ pub struct Adaptive {
     pub risk: f64,
     /// Relative speed of each rank, `[R]`; empty if all are alike.
     pub speeds: Vec<f64>,
+    /// Whether the slots beyond one per expert are given over all layers together: layers get as many
+    /// as their loads call for, and every rank the same sum as without.
+    pub layer_budgets: bool,
     /// Pairs of slots that are compared at most, per layer.
     pub work: usize,
     /// Exchanges of replicas in a row without an improvement after which a start is given up.
@@ -80,11 +83,12 @@ pub enum Recovery {
 impl Default for Adaptive {
     fn default() -> Self {
         Self {
-            tolerance: 0.0005,
+            tolerance: 0.0008,
             node_tolerance: 0.015,
             connect: 0.2,
             risk: 0.0,
             speeds: Vec::new(),
+            layer_budgets: false,
             work: 2_000_000,
             patience: 16,
             replan: Replan::default(),

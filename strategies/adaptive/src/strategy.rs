@@ -3,46 +3,49 @@
 use std::borrow::Cow;
 
 use moekit_placement::{
-    Capabilities, MigrationBudget, ModelPlacement, Placement, PlacementError, PlacementRequest,
-    PlacementStrategy, typetag,
+    Capabilities, ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy,
+    typetag,
 };
 
 use crate::apportion::apportion;
 use crate::baseline::Hierarchy;
 use crate::budget;
+use crate::layers::slots_of_layers;
 use crate::layout::Layout;
-use crate::plan::{Effort, Layer, exchange, single_precision};
+use crate::plan::{Effort, Layer, single_precision};
 use crate::ranks::Ranks;
-use crate::replan::{Goal, Stop, way};
+use crate::replan::{Goal, Stop, renumbered, way};
 use crate::settings::{Adaptive, Recovery};
 use crate::surplus;
-use crate::swap::Work;
 use crate::weights::weights;
 
 #[typetag::serde(name = "adaptive")]
 impl PlacementStrategy for Adaptive {
     fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
         self.check(request.topology().num_ranks())?;
-        let all = Ranks::new(request.slots_per_rank(), request.topology(), &self.speeds);
-        let used = Ranks::without_surplus(request, &self.speeds);
         let weights: Vec<Cow<'_, [f64]>> = (0..request.num_layers())
             .map(|layer| weights(request, layer, self.risk))
             .collect();
+        let all = self.ranks(request, &weights);
+        let experts = request.num_logical_experts();
+        let used: Vec<Ranks> = all
+            .iter()
+            .map(|ranks| ranks.without_surplus(experts))
+            .collect();
         let layers = match request.current() {
             Some(current) => self.replan(request, current, &used, &weights)?,
-            None => weights
-                .iter()
-                .map(|w| self.plan(request, &used, w).into_slots())
+            None => (0..weights.len())
+                .map(|l| {
+                    self.plan(request, of_layer(&used, l), &weights[l])
+                        .into_slots()
+                })
                 .collect(),
         };
-        let layers = layers.into_iter().zip(&weights).map(|(slots, weights)| {
-            let slots = surplus::fill(&used, slots, &all, weights);
+        let layers = layers.into_iter().enumerate().map(|(l, slots)| {
+            let all = of_layer(&all, l);
+            let slots = surplus::fill(of_layer(&used, l), slots, all, &weights[l]);
             let slots = slots.into_iter().map(|e| e as usize).collect();
-            Ok(Placement::new(
-                request.num_logical_experts(),
-                slots,
-                all.offsets().to_vec(),
-            )?)
+            Ok(Placement::new(experts, slots, all.offsets().to_vec())?)
         });
         ModelPlacement::new(layers.collect::<Result<_, PlacementError>>()?)
     }
@@ -53,11 +56,22 @@ impl PlacementStrategy for Adaptive {
         capabilities.uses_current = true;
         capabilities.uses_nodes = true;
         capabilities.keeps_budget = true;
+        capabilities.decides_slots = self.layer_budgets;
         capabilities
     }
 }
 
 impl Adaptive {
+    /// The ranks of each layer; of one layer if all are the same.
+    fn ranks(&self, request: &PlacementRequest<'_>, weights: &[Cow<'_, [f64]>]) -> Vec<Ranks> {
+        let ranks = Ranks::new(request.slots_per_rank(), request.topology(), &self.speeds);
+        if !self.layer_budgets {
+            return vec![ranks];
+        }
+        let slots = slots_of_layers(request, weights, &ranks, &self.effort());
+        slots.iter().map(|slots| ranks.with_slots(slots)).collect()
+    }
+
     fn effort(&self) -> Effort {
         Effort {
             tolerance: self.tolerance,
@@ -89,27 +103,20 @@ impl Adaptive {
         &self,
         request: &PlacementRequest<'_>,
         current: &ModelPlacement,
-        ranks: &Ranks,
+        ranks: &[Ranks],
         weights: &[Cow<'_, [f64]>],
     ) -> Result<Vec<Vec<u32>>, PlacementError> {
-        let budget = match request.budget() {
-            MigrationBudget::Unlimited => None,
-            MigrationBudget::Slots(slots) => Some(slots),
-            other => {
-                return Err(PlacementError::precondition(
-                    crate::settings::NAME,
-                    format!("budget {other:?} is unknown"),
-                ));
-            }
-        };
+        let budget = request.budget().slots();
         let ways: Vec<Vec<Stop>> = weights
             .iter()
             .zip(current.layers())
-            .map(|(weights, current)| {
+            .enumerate()
+            .map(|(l, (weights, current))| {
+                let ranks = of_layer(ranks, l);
                 let goal = self.goal(ranks, weights);
-                let mut way = way(ranks, weights, current, goal);
-                if budget.is_none() && !goal.only_recover {
-                    self.search_on(ranks, weights, goal, &mut way);
+                let (mut way, recovers) = way(ranks, weights, current, goal);
+                if budget.is_none() && !recovers {
+                    way.extend(self.anew(request, ranks, weights, current, goal, &way));
                 }
                 way
             })
@@ -138,26 +145,38 @@ impl Adaptive {
         }
     }
 
-    /// If few moves do not lead to what is enough, and more are allowed: searches on.
-    fn search_on(&self, ranks: &Ranks, weights: &[f64], goal: Goal, way: &mut Vec<Stop>) {
-        let Some(last) = way.last().filter(|last| last.largest > goal.enough) else {
-            return;
-        };
-        let mut layout = Layout::new(ranks, weights, last.slots.clone());
-        exchange(
-            &mut layout,
-            goal.target,
-            self.patience,
-            &mut Work::new(self.work),
-        );
-        if layout.largest() < last.largest {
-            way.push(Stop {
-                largest: layout.largest(),
-                moved: usize::MAX,
-                slots: layout.into_slots(),
-            });
+    /// If few moves do not lead to what is enough and many are allowed: a plan from nothing, if it is
+    /// better.
+    fn anew(
+        &self,
+        request: &PlacementRequest<'_>,
+        ranks: &Ranks,
+        weights: &[f64],
+        current: &Placement,
+        goal: Goal,
+        way: &[Stop],
+    ) -> Option<Stop> {
+        let last = way.last().filter(|last| last.largest > goal.enough)?;
+        let layout = self.plan(request, ranks, weights);
+        let largest = layout.largest();
+        if last.largest - largest <= self.replan.min_gain * last.largest {
+            return None;
         }
+        let slots = match ranks.are_alike() && ranks.num_nodes() == 1 {
+            true => renumbered(ranks, layout.slots(), current),
+            false => layout.into_slots(),
+        };
+        Some(Stop {
+            slots,
+            // It is the last stop, and without a budget.
+            moved: usize::MAX,
+            largest,
+        })
     }
+}
+
+fn of_layer(ranks: &[Ranks], layer: usize) -> &Ranks {
+    &ranks[layer.min(ranks.len() - 1)]
 }
 
 /// How `eplb` would place a layer, if it takes the request: every rank has as many slots, and nodes

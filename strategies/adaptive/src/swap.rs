@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::layout::Layout;
+use crate::minimum::smallest;
 
 /// Which swaps are tried.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,7 @@ const LEAST_STEP: f64 = 0.05;
 /// larger of two loads, so it ends. Whether no rank is above the target.
 pub(crate) fn descend(layout: &mut Layout<'_>, target: f64, swaps: Swaps, work: &mut Work) -> bool {
     let mut order: Vec<usize> = layout.ranks.live().collect();
+    let mut values = Vec::new();
     while !work.is_done() {
         sort_by_time(&mut order, layout.times());
         let above = order
@@ -53,7 +55,7 @@ pub(crate) fn descend(layout: &mut Layout<'_>, target: f64, swaps: Swaps, work: 
         }
         let swap = (0..above.min(swaps.depth)).find_map(|i| {
             let (busy, lighter) = order[..order.len() - i].split_last()?;
-            best_swap(layout, *busy, lighter, target, swaps, work)
+            best_swap(layout, *busy, lighter, target, swaps, work, &mut values)
         });
         let Some((a, b)) = swap else { return false };
         layout.swap(a, b);
@@ -82,6 +84,7 @@ fn sort_by_time(order: &mut [usize], times: &[f64]) {
 /// # Arguments
 ///
 /// - `lighter` - ranks by rising time.
+/// - `values` - room for one value per slot of a rank.
 fn best_swap(
     layout: &Layout<'_>,
     busy: usize,
@@ -89,6 +92,7 @@ fn best_swap(
     target: f64,
     swaps: Swaps,
     work: &mut Work,
+    values: &mut Vec<f64>,
 ) -> Option<(usize, usize)> {
     let ranks = layout.ranks;
     let (time, pace) = (layout.times()[busy], ranks.pace(busy));
@@ -105,23 +109,36 @@ fn best_swap(
         }
         let (from, to) = (ranks.slots(busy), ranks.slots(light));
         work.spend(from.len() * to.len());
+        let lights = layout.shares_of(light);
+        values.resize(lights.len(), 0.0);
         for (a, &heavy_share) in from.zip(layout.shares_of(busy)) {
-            let heavy_expert = layout.expert(a);
-            if swaps.singles && layout.count(heavy_expert) > 1 {
+            let after = |light_share: f64| {
+                let less = heavy_share - light_share;
+                larger(time - less * pace, light_time + less * light_pace)
+            };
+            let mine = layout.expert(a);
+            // All at once, as most rows hold nothing.
+            values
+                .iter_mut()
+                .zip(lights)
+                .for_each(|(v, &light_share)| *v = after(light_share));
+            if smallest(values.as_slice(), f64::INFINITY) >= least
+                || swaps.singles && layout.count(mine) > 1
+                || layout.holds(light, mine)
+            {
                 continue;
             }
-            for (b, &light_share) in to.clone().zip(layout.shares_of(light)) {
-                let less = heavy_share - light_share;
-                let value = (time - less * pace).max(light_time + less * light_pace);
-                if value < least {
-                    let light_expert = layout.expert(b);
-                    let passed_over = swaps.singles && layout.count(light_expert) > 1;
-                    let twice =
-                        || layout.holds(light, heavy_expert) || layout.holds(busy, light_expert);
-                    if !passed_over && !twice() {
-                        (least, best) = (value, Some((a, b)));
-                    }
+            for (b, &value) in to.clone().zip(&*values) {
+                let theirs = layout.expert(b);
+                if value < least
+                    && !(swaps.singles && layout.count(theirs) > 1)
+                    && !layout.holds(busy, theirs)
+                {
+                    (least, best) = (value, Some((a, b)));
                 }
+            }
+            if least <= target {
+                break;
             }
         }
         if least <= target {
@@ -129,4 +146,9 @@ fn best_swap(
         }
     }
     best
+}
+
+/// Without a rule for NaN, which never occurs, this is one instruction.
+fn larger(a: f64, b: f64) -> f64 {
+    if a > b { a } else { b }
 }

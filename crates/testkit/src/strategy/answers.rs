@@ -1,6 +1,6 @@
 //! Properties of what a strategy answers.
 
-use moekit_placement::{MigrationBudget, ModelPlacement, PlacementChange, PlacementError};
+use moekit_placement::{ModelPlacement, PlacementChange, PlacementError};
 
 use super::{Answer, StrategySuite};
 use crate::Violation;
@@ -179,8 +179,7 @@ impl StrategySuite {
             return Ok(());
         }
         self.for_every_placement("keeps_the_budget", |case, placement| {
-            let (Some(current), MigrationBudget::Slots(budget)) = (&case.current, case.budget)
-            else {
+            let (Some(current), Some(budget)) = (&case.current, case.budget.slots()) else {
                 return Ok(());
             };
             let moved: usize = current

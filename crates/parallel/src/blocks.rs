@@ -54,6 +54,12 @@ impl Blocks {
         })
     }
 
+    /// All blocks, one behind the other, if they lie so.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn into_whole(self) -> Option<Buffer> {
+        self.whole
+    }
+
     /// The same blocks, read as values of type `T`.
     ///
     /// # Errors

@@ -7,8 +7,9 @@ use moekit_routing::Rank;
 use crate::buffer::value_size;
 use crate::{Blocks, Buffer, CommError, ElementType, ReduceOp, Reducible};
 
-/// The largest tag of a message: MPI promises no more (MPI 4.1, section 9.1.2, `MPI_TAG_UB`).
-pub const MAX_TAG: u32 = 32_767;
+/// The largest tag of a message. MPI promises 32767 (MPI 4.1, section 9.1.2, `MPI_TAG_UB`), of which
+/// a transport has the last one for itself.
+pub const MAX_TAG: u32 = 32_766;
 
 /// One rank's end of a group of ranks.
 ///
@@ -34,18 +35,22 @@ pub const MAX_TAG: u32 = 32_767;
 ///
 /// Callers see only this trait, [`Buffer`] and [`Blocks`]; a transport fills them in its own way:
 ///
-/// * **MPI.** `MPI_Allgather` of the call's name and counts tells each rank what it will receive
-///   and lets all of them report a mismatch; `MPI_Alltoallv` and `MPI_Allgatherv` then read the
-///   send buffer in place with the counts and their running sums as displacements, and fill one
-///   allocation, which becomes [`Blocks::contiguous`]. A buffer that is being sent stays alive by
-///   its reference count until the request is complete, so `send` need not wait. Reductions
-///   exchange parts by all-to-all and add them in rank order: `MPI_Allreduce` promises no order.
-///   `abort` is `MPI_Abort`.
+/// * **MPI** (feature `mpi`, `MpiGroup`). An all-to-all of small headers (the name of the call, and
+///   the bytes that follow) tells each rank what it will receive and lets all of them report a
+///   mismatch; `MPI_Ialltoallv` and `MPI_Iallgatherv` then read the send buffer in place with the
+///   counts and their running sums as displacements, and fill one allocation, which becomes
+///   [`Blocks::contiguous`]. A buffer that is being sent stays alive by its reference count until
+///   the request is complete, so `send` need not wait. Reductions exchange parts by all-to-all and
+///   add them in rank order: `MPI_Allreduce` promises no order. Nothing blocks in MPI: a wait tests
+///   its request and listens for notices of ranks that fail, abort or return.
 /// * **NCCL.** The arguments are those of `ncclSend`, `ncclRecv` and `ncclAllReduce` (element type
 ///   and operation are named), and [`Buffer`] does not say where its bytes lie: one that holds
 ///   device memory goes through the same calls, and only [`Buffer::view`] and
-///   [`Buffer::to_bytes`] copy it to the host. NCCL has no tags; messages of two ranks are matched
-///   by order, with the tag checked on arrival.
+///   [`Buffer::to_bytes`] copy it to the host. Headers and notices stay on the host, over MPI or
+///   sockets; lengths are known on the host before a device call is enqueued. NCCL has no tags:
+///   messages of two ranks are matched by order, with the tag checked on arrival.
+///   [`Communicator::subgroup`] is `ncclCommSplit`, or a new `ncclCommInitRank` of the survivors
+///   after `ncclCommAbort`.
 ///
 /// Calls that start now and end later (to overlap communication with computation) would be new
 /// methods whose default runs the blocking one.
@@ -158,6 +163,17 @@ pub trait Communicator: Debug + Send + Sync {
         let _ = ranks;
         Err(CommError::Unsupported { what: "subgroups" })
     }
+}
+
+/// Whether a message can go to or come from that rank with that tag.
+pub(crate) fn check_peer(peer: Rank, tag: u32, size: usize) -> Result<(), CommError> {
+    if peer.index() >= size {
+        return Err(CommError::UnknownRank { rank: peer, size });
+    }
+    if tag > MAX_TAG {
+        return Err(CommError::Tag { tag, max: MAX_TAG });
+    }
+    Ok(())
 }
 
 /// Position of `me` among `ranks`, each of which must be a rank of the group and be there once.

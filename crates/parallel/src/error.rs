@@ -105,6 +105,14 @@ pub enum CommError {
         /// Bytes per value.
         element_size: usize,
     },
+    /// More than this transport can send or receive at once.
+    #[error("{len} bytes are too many for one call of this transport: at most {max}")]
+    TooLarge {
+        /// Length in bytes.
+        len: usize,
+        /// The largest length.
+        max: usize,
+    },
     /// A sum does not fit its type.
     #[error("the sum over ranks at index {index} exceeds the range of {element}")]
     Overflow {

@@ -2,7 +2,8 @@
 //!
 //! A [`Communicator`] is one rank's end of an EP group: collectives and messages over opaque
 //! [`Buffer`]s. [`CommunicatorExt`] speaks in values (`f32`, `i64`, ...) on top of it. The ranks of
-//! a [`ThreadGroup`] are threads of this process. [`EpDispatcher`] takes the tokens of a fused MoE
+//! a [`ThreadGroup`] are threads of this process; with the feature `mpi` those of an `MpiGroup` are
+//! processes. [`EpDispatcher`] takes the tokens of a fused MoE
 //! layer from rank to rank over any communicator.
 //!
 //! ```
@@ -17,12 +18,19 @@
 //! # Ok::<(), moekit_parallel::GroupError>(())
 //! ```
 
+// Tests of the library and its integration tests share code.
+#[cfg(test)]
+extern crate self as moekit_parallel;
+
 mod blocks;
 mod buffer;
 mod call;
 mod communicator;
 mod dispatch;
 mod error;
+mod group_error;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod reduce;
 mod thread;
 #[cfg(test)]
@@ -33,5 +41,8 @@ pub use buffer::Buffer;
 pub use communicator::{Communicator, CommunicatorExt, MAX_TAG};
 pub use dispatch::EpDispatcher;
 pub use error::CommError;
+pub use group_error::GroupError;
+#[cfg(feature = "mpi")]
+pub use mpi::{MpiCommunicator, MpiGroup};
 pub use reduce::{ElementType, ReduceOp, Reducible};
-pub use thread::{GroupError, ThreadCommunicator, ThreadGroup, ThreadMember, ThreadWorld};
+pub use thread::{ThreadCommunicator, ThreadGroup, ThreadMember, ThreadWorld};

@@ -5,8 +5,8 @@ use moekit_routing::Rank;
 use super::state::State;
 use super::subgroups::Subgroups;
 use crate::call::{Call, Collective};
-use crate::communicator::position_in;
-use crate::{Blocks, Buffer, CommError, Communicator, ElementType, MAX_TAG, ReduceOp};
+use crate::communicator::{check_peer, position_in};
+use crate::{Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp};
 
 /// The state of a group, the bell of each rank, and the groups made of its ranks.
 #[derive(Debug)]
@@ -84,19 +84,6 @@ impl ThreadCommunicator {
     fn refuse(&self, error: CommError) -> CommError {
         self.abort(&error.to_string());
         error
-    }
-
-    fn check_peer(&self, peer: Rank, tag: u32) -> Result<(), CommError> {
-        if peer.index() >= self.size() {
-            return Err(CommError::UnknownRank {
-                rank: peer,
-                size: self.size(),
-            });
-        }
-        if tag > MAX_TAG {
-            return Err(CommError::Tag { tag, max: MAX_TAG });
-        }
-        Ok(())
     }
 
     /// The common course of all collectives: give, wait for all, take.
@@ -201,7 +188,7 @@ impl Communicator for ThreadCommunicator {
     }
 
     fn send(&self, to: Rank, tag: u32, message: Buffer) -> Result<(), CommError> {
-        self.check_peer(to, tag)?;
+        check_peer(to, tag, self.size())?;
         let to = to.index();
         let mut state = self.shared.lock();
         if let Some(failure) = state.failure() {
@@ -214,7 +201,7 @@ impl Communicator for ThreadCommunicator {
     }
 
     fn recv(&self, from: Rank, tag: u32) -> Result<Buffer, CommError> {
-        self.check_peer(from, tag)?;
+        check_peer(from, tag, self.size())?;
         let from = from.index();
         let call = Call::Recv { from, tag };
         let state = self.shared.lock();

@@ -1,56 +1,13 @@
-use std::any::Any;
 use std::error::Error;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
 use moekit_routing::Rank;
-use thiserror::Error;
 
 use super::communicator::{Shared, ThreadCommunicator};
-use crate::CommError;
-
-/// Why a group of threads did not finish.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum GroupError {
-    /// A group needs a rank.
-    #[error("a group needs at least 1 rank, got 0")]
-    Empty,
-    /// A rank returned an error; the errors of other ranks that follow from it are not reported.
-    #[error("rank {rank} of {size} failed: {message}")]
-    RankFailed {
-        /// The rank that failed first.
-        rank: Rank,
-        /// Size of the group.
-        size: usize,
-        /// Its error and what caused it, joined by `: `.
-        message: String,
-        /// The error itself, to be downcast.
-        error: Box<dyn Error + Send + Sync>,
-    },
-    /// A rank panicked.
-    #[error("rank {rank} of {size} panicked: {message}")]
-    RankPanicked {
-        /// The rank that panicked first.
-        rank: Rank,
-        /// Size of the group.
-        size: usize,
-        /// The message of the panic.
-        message: String,
-    },
-    /// The system gave no thread.
-    #[error("the thread of rank {rank} of {size} could not be started")]
-    Spawn {
-        /// The rank without a thread.
-        rank: Rank,
-        /// Size of the group.
-        size: usize,
-        /// What the system says.
-        source: io::Error,
-    },
-}
+use crate::group_error::End;
+use crate::{CommError, GroupError};
 
 /// A group whose ranks are threads of this process.
 #[derive(Debug)]
@@ -115,10 +72,7 @@ impl ThreadGroup {
             // A rank's panic is caught on its thread; one that escapes is not the body's.
             Ok(ranks
                 .into_iter()
-                .map(|rank| {
-                    rank.join()
-                        .unwrap_or_else(|panic| Err(End::Panicked(text(&*panic))))
-                })
+                .map(|rank| rank.join().unwrap_or_else(|panic| End::of(Err(panic))))
                 .collect::<Vec<_>>())
         })?;
         let first = match shared.lock().failure() {
@@ -129,12 +83,6 @@ impl ThreadGroup {
     }
 }
 
-/// How the body of a rank ended, if not with a value.
-enum End {
-    Failed(Box<dyn Error + Send + Sync>),
-    Panicked(String),
-}
-
 fn run_rank<T, E, F>(rank: usize, shared: &Arc<Shared>, body: &F) -> Result<T, End>
 where
     E: Into<Box<dyn Error + Send + Sync>>,
@@ -142,21 +90,12 @@ where
 {
     let comm = ThreadCommunicator::new(rank, Arc::clone(shared));
     // After a panic nothing of the rank is used but its message.
-    match catch_unwind(AssertUnwindSafe(|| body(comm).map_err(Into::into))) {
-        Ok(Ok(value)) => {
-            shared.end_rank(rank, None);
-            Ok(value)
-        }
-        Ok(Err(error)) => {
-            shared.end_rank(rank, Some(&message_of(rank, &*error)));
-            Err(End::Failed(error))
-        }
-        Err(panic) => {
-            let message = text(&*panic);
-            shared.end_rank(rank, Some(&format!("panicked: {message}")));
-            Err(End::Panicked(message))
-        }
-    }
+    let end = End::of(catch_unwind(AssertUnwindSafe(|| {
+        body(comm).map_err(Into::into)
+    })));
+    let failure = end.as_ref().err().map(|end| end.message(rank));
+    shared.end_rank(rank, failure.as_deref());
+    end
 }
 
 /// All values, or the end of the rank that ended the group (`first`), or else of the lowest rank
@@ -175,20 +114,7 @@ fn gather<T>(ends: Vec<Result<T, End>>, first: Option<usize>) -> Result<Vec<T>, 
     let Some((rank, end)) = failed else {
         return Ok(values);
     };
-    let rank = Rank::new(rank);
-    Err(match end {
-        End::Failed(error) => GroupError::RankFailed {
-            message: message_of(rank.index(), &*error),
-            rank,
-            size,
-            error,
-        },
-        End::Panicked(message) => GroupError::RankPanicked {
-            rank,
-            size,
-            message,
-        },
-    })
+    Err(end.into_error(rank, size))
 }
 
 fn peer_failed(rank: usize, message: String) -> CommError {
@@ -196,30 +122,4 @@ fn peer_failed(rank: usize, message: String) -> CommError {
         rank: Rank::new(rank),
         message,
     }
-}
-
-/// What a rank's error says: the error and what caused it, or what the rank said as it gave up.
-fn message_of(rank: usize, error: &(dyn Error + Send + Sync + 'static)) -> String {
-    match error.downcast_ref() {
-        Some(CommError::PeerFailed { rank: own, message }) if own.index() == rank => {
-            return message.clone();
-        }
-        _ => {}
-    }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
-/// What a panic said.
-fn text(panic: &(dyn Any + Send)) -> String {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    message.unwrap_or("(a value without a text)").to_owned()
 }

@@ -9,5 +9,5 @@ mod tests;
 mod world;
 
 pub use communicator::ThreadCommunicator;
-pub use group::{GroupError, ThreadGroup};
+pub use group::ThreadGroup;
 pub use world::{ThreadMember, ThreadWorld};

@@ -4,9 +4,12 @@ mod failures;
 mod soak;
 mod subgroups;
 
-use crate::{CommError, CommunicatorExt, ReduceOp, ThreadCommunicator, ThreadGroup};
-use crate::{Communicator, watchdog::watched};
-use moekit_routing::Rank;
+#[path = "../../../tests/suite/steps.rs"]
+mod steps;
+
+use self::steps::{STEPS, Step};
+use crate::watchdog::watched;
+use crate::{CommError, ThreadCommunicator, ThreadGroup};
 
 const SIZES: [usize; 5] = [1, 2, 3, 5, 8];
 
@@ -16,72 +19,4 @@ fn on_ranks<T: Send + 'static>(
     body: impl Fn(ThreadCommunicator) -> T + Send + Sync + 'static,
 ) -> Vec<T> {
     watched(move || ThreadGroup::run(size, |comm| Ok::<T, CommError>(body(comm))).unwrap())
-}
-
-/// Any call that waits for other ranks.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Step {
-    AllToAll,
-    AllGather,
-    AllReduce,
-    Barrier,
-    /// Receive from the next rank, which sends beforehand.
-    Ring,
-}
-
-const STEPS: [Step; 5] = [
-    Step::AllToAll,
-    Step::AllGather,
-    Step::AllReduce,
-    Step::Barrier,
-    Step::Ring,
-];
-
-impl Step {
-    /// Makes the call and checks what comes back. What every rank sends is known to all.
-    fn run(self, comm: &dyn Communicator, round: usize) -> Result<(), CommError> {
-        let (me, size) = (comm.rank().index(), comm.size());
-        match self {
-            Self::AllToAll => {
-                let counts: Vec<usize> = (0..size).map(|to| count(me, to, round)).collect();
-                let send = (0..size).flat_map(|to| message(me, to, round)).collect();
-                let blocks = comm.all_to_all_values(send, &counts)?;
-                for from in 0..size {
-                    let block = blocks.get(Rank::new(from)).unwrap();
-                    assert_eq!(*block, message(from, me, round));
-                }
-            }
-            Self::AllGather => {
-                let blocks = comm.all_gather_values(message(me, me, round))?;
-                let expected: Vec<i64> = (0..size).flat_map(|r| message(r, r, round)).collect();
-                assert_eq!(*blocks.concat(), expected);
-            }
-            Self::AllReduce => {
-                let mine = |rank| vec![rank as f32 + 0.1, round as f32, 1.0 / (rank as f32 + 1.0)];
-                let sum = comm.all_reduce_values(mine(me), ReduceOp::Sum)?;
-                let expected = (1..size).fold(mine(0), |total, rank| {
-                    total.iter().zip(mine(rank)).map(|(a, b)| a + b).collect()
-                });
-                assert_eq!(sum, expected);
-            }
-            Self::Barrier => comm.barrier()?,
-            Self::Ring => {
-                let (next, last) = ((me + 1) % size, (me + size - 1) % size);
-                comm.send_values(Rank::new(last), 3, message(me, last, round))?;
-                let got: Vec<i64> = comm.recv_values(Rank::new(next), 3)?;
-                assert_eq!(got, message(next, me, round));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Uneven, often 0.
-fn count(from: usize, to: usize, round: usize) -> usize {
-    (from * 7 + to * 3 + round * 5) % 6 % 4
-}
-
-fn message(from: usize, to: usize, round: usize) -> Vec<i64> {
-    let id = (from * 1000 + to * 100_000 + round * 10_000_000) as i64;
-    (0..count(from, to, round) as i64).map(|i| id + i).collect()
 }

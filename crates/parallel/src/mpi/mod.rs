@@ -1,0 +1,10 @@
+//! Ranks as processes, over MPI.
+
+mod communicator;
+mod group;
+mod notice;
+mod state;
+mod sys;
+
+pub use communicator::MpiCommunicator;
+pub use group::MpiGroup;

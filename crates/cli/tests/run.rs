@@ -324,3 +324,11 @@ fn activation_quantization_is_emulated() {
         "nothing says how to quantize"
     );
 }
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_command_without_mpi_says_how_to_get_it() {
+    let checkpoint = example("mixtral-tiny");
+    let text = failure(&["run", checkpoint.to_str().unwrap(), "--comm", "mpi"]);
+    assert!(text.contains("build it with `--features mpi`"), "{text}");
+}

@@ -10,7 +10,7 @@ use moekit::fused_moe::{
     TokenDispatcher,
 };
 use moekit::kernels::{ActivationQuantMode, CpuKernel};
-use moekit::parallel::{Communicator, EpDispatcher, ThreadGroup};
+use moekit::parallel::EpDispatcher;
 use moekit::placement::even_offsets;
 use moekit::quant::{MoeLayerSpec, QuantBackend, QuantError, read_floats};
 use moekit::routing::{
@@ -19,10 +19,12 @@ use moekit::routing::{
 
 use super::SharedMode;
 use super::input::Activations;
+use super::ranks::Ranks;
 use crate::error::Result;
 
 /// What all layers of a run share.
 pub(super) struct Group<'a> {
+    pub(super) ranks: &'a Ranks,
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) backend: &'a dyn QuantBackend,
     pub(super) topology: Topology,
@@ -50,17 +52,18 @@ pub(super) struct LayerRun {
     pub(super) tokens_per_rank: Vec<u64>,
     /// Of the slowest rank.
     pub(super) time: Duration,
-    /// With several ranks.
+    /// With several ranks that are threads.
     pub(super) max_difference_from_one_rank: Option<f32>,
 }
 
 /// What one rank contributes.
-struct RankRun {
-    output: Vec<f32>,
-    topk_ids: Vec<i64>,
-    topk_weights: Vec<f32>,
-    physical_ids: Vec<i64>,
-    time: Duration,
+#[derive(Default)]
+pub(super) struct RankRun {
+    pub(super) output: Vec<f32>,
+    pub(super) topk_ids: Vec<i64>,
+    pub(super) topk_weights: Vec<f32>,
+    pub(super) physical_ids: Vec<i64>,
+    pub(super) time: Duration,
 }
 
 /// The routing table of a layer while it runs.
@@ -74,13 +77,14 @@ impl RoutingTableProvider for Fixed {
 }
 
 impl Group<'_> {
-    /// Runs a layer under a placement; with more than one rank also on one, to compare.
+    /// Runs a layer under a placement. Ranks that are threads are compared with one rank; a process
+    /// would have to read all experts for that. `None` on a process that does not report.
     pub(super) fn run(
         &self,
         spec: &MoeLayerSpec,
         placement: Placement,
         input: &Activations,
-    ) -> Result<LayerRun> {
+    ) -> Result<Option<LayerRun>> {
         spec.check()?;
         let fused = match (self.shared, &spec.shared) {
             (SharedMode::Fused, Some(shared)) => shared.num_experts,
@@ -95,10 +99,9 @@ impl Group<'_> {
         let gate = self.gate(spec)?;
         let num_ranks = table.num_ranks();
         let shares = even_offsets(input.len() / spec.hidden_size, num_ranks);
-        let ranks = ThreadGroup::run(num_ranks, |comm| {
+        let ranks = self.ranks.run(num_ranks, |comm| {
             let rank = comm.rank();
             let share = shares[rank.index()]..shares[rank.index() + 1];
-            let comm: Arc<dyn Communicator> = Arc::new(comm);
             let dispatcher: Arc<dyn TokenDispatcher> = match num_ranks {
                 1 => Arc::new(Local),
                 _ => Arc::new(EpDispatcher::new(comm.clone())),
@@ -108,12 +111,15 @@ impl Group<'_> {
             comm.barrier().map_err(FusedMoeError::dispatch)?;
             forward(&layer, spec, input, share)
         })?;
+        let Some(ranks) = ranks else {
+            return Ok(None);
+        };
         let mut run = gather(spec, &table, ranks);
-        if num_ranks > 1 {
+        if num_ranks > 1 && matches!(self.ranks, Ranks::Threads) {
             run.max_difference_from_one_rank =
                 Some(self.compare(spec, gate, input, &run.output)?);
         }
-        Ok(run)
+        Ok(Some(run))
     }
 
     /// The largest difference of an output from that of one rank.

@@ -2,6 +2,7 @@
 
 mod execute;
 mod input;
+mod ranks;
 mod report;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::execute::{Group, LayerRun};
 use self::input::Inputs;
+use self::ranks::{CommOption, Ranks, run_over_mpi};
 use self::report::{LayerReport, Report};
 use crate::config::merge;
 use crate::error::{CliError, Result};
@@ -55,6 +57,10 @@ struct RunOptions {
     #[command(flatten)]
     #[serde(flatten)]
     group: GroupOptions,
+    /// What the ranks are; with `mpi`, `--ranks` is the number of processes [default: threads]
+    #[arg(long, value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<CommOption>,
     /// Observed load of the model's MoE layers, for strategies that use it
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +91,7 @@ struct RunOptions {
     #[arg(long, value_name = "DTYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     dtype: Option<ActivationDtype>,
-    /// Threads of the kernels, shared by all ranks [default: one per core]
+    /// Threads of the kernels, shared by all ranks of a process [default: one per core]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     threads: Option<usize>,
@@ -132,40 +138,10 @@ enum ActivationDtype {
 impl Run {
     pub(crate) fn run(self) -> Result<()> {
         let options = self.resolve()?;
-        let path = options.checkpoint.clone().unwrap_or_default();
-        let checkpoint = Checkpoint::open(&path)?;
-        let model = checkpoint.model()?;
-        let backend = backend_for(checkpoint.quantization_config())?;
-        let topology = options.group.topology()?;
-        let plan = options.plan(&model, &topology)?;
-        let inputs = options.inputs()?;
-        let group = Group {
-            checkpoint: &checkpoint,
-            backend: backend.as_ref(),
-            topology,
-            selector: options.selector()?,
-            kernel: options.kernel()?,
-            shared: options.shared.unwrap_or_default(),
-            activation_quant: options.activation_quant.unwrap_or_default().into(),
-        };
-
-        let chosen = options.layers(&model)?;
-        let progress = progress(chosen.len());
-        let mut runs = Vec::with_capacity(chosen.len());
-        for index in chosen {
-            let spec = &model.layers[index];
-            progress.set_message(format!("layer {}", spec.layer));
-            let placement = plan.layers()[index].clone();
-            let input = inputs.layer(spec)?;
-            runs.push(group.run(spec, placement, &input)?);
-            progress.inc(1);
+        match options.comm.unwrap_or_default() {
+            CommOption::Threads => options.execute(&Ranks::Threads),
+            CommOption::Mpi => run_over_mpi(options),
         }
-        progress.finish_and_clear();
-
-        if let Some(output) = &options.output {
-            input::write(output, &runs)?;
-        }
-        options.report(&path, &model, &runs, group.kernel.num_threads())
     }
 
     /// The flags, or a configuration file with the flags over it.
@@ -204,6 +180,51 @@ impl Run {
 }
 
 impl RunOptions {
+    fn execute(&self, ranks: &Ranks) -> Result<()> {
+        let path = self.checkpoint.clone().unwrap_or_default();
+        let checkpoint = Checkpoint::open(&path)?;
+        let model = checkpoint.model()?;
+        let backend = backend_for(checkpoint.quantization_config())?;
+        let topology = self.group.topology()?;
+        let plan = self.plan(&model, &topology)?;
+        ranks.check_same_plan(&plan)?;
+        let inputs = self.inputs()?;
+        let group = Group {
+            ranks,
+            checkpoint: &checkpoint,
+            backend: backend.as_ref(),
+            topology,
+            selector: self.selector()?,
+            kernel: self.kernel()?,
+            shared: self.shared.unwrap_or_default(),
+            activation_quant: self.activation_quant.unwrap_or_default().into(),
+        };
+
+        let chosen = self.layers(&model)?;
+        let progress = match ranks.reports() {
+            true => progress(chosen.len()),
+            false => ProgressBar::hidden(),
+        };
+        let mut runs = Vec::with_capacity(chosen.len());
+        for index in chosen {
+            let spec = &model.layers[index];
+            progress.set_message(format!("layer {}", spec.layer));
+            let placement = plan.layers()[index].clone();
+            let input = inputs.layer(spec)?;
+            runs.extend(group.run(spec, placement, &input)?);
+            progress.inc(1);
+        }
+        progress.finish_and_clear();
+
+        if !ranks.reports() {
+            return Ok(());
+        }
+        if let Some(output) = &self.output {
+            input::write(output, &runs)?;
+        }
+        self.report(&path, &model, &runs, group.kernel.num_threads())
+    }
+
     /// Places all MoE layers of the model, whichever of them run.
     fn plan(&self, model: &MoeModelSpec, topology: &Topology) -> Result<ModelPlacement> {
         let first = model

@@ -1,0 +1,188 @@
+//! `moekit run` with ranks as processes: the results of ranks as threads.
+
+#![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used, reason = "a test fails where it would panic")]
+
+mod common;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
+use common::{moekit, repository};
+use serde_json::Value;
+
+fn fixture(name: &str) -> String {
+    let path = repository().join("tests/fixtures/checkpoints").join(name);
+    path.to_str().unwrap().to_owned()
+}
+
+/// Starts programs, each with its number of processes and the arguments of `moekit run`.
+fn mpirun(programs: &[(usize, &[&str])]) -> Assert {
+    let mut command = Command::new("mpirun");
+    command
+        .current_dir(repository())
+        // As root and with more processes than cores, if need be: Open MPI asks before.
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+        // Against a hang: far beyond what any job needs.
+        .timeout(Duration::from_secs(120));
+    for (i, (size, args)) in programs.iter().enumerate() {
+        if i > 0 {
+            command.arg(":");
+        }
+        let size = size.to_string();
+        command
+            .args(["-n", &size, env!("CARGO_BIN_EXE_moekit"), "run"])
+            .args(*args)
+            .args(["--comm", "mpi", "--threads", "1"]);
+    }
+    command.assert()
+}
+
+/// What a failed job says; miette's frame and line breaks are gone.
+fn failure(programs: &[(usize, &[&str])]) -> String {
+    let assert = mpirun(programs).failure();
+    let output = assert.get_output();
+    assert!(output.status.code().is_some(), "it ends by itself");
+    assert!(output.stdout.is_empty(), "nothing on stdout");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains("panicked"), "{text}");
+    text.replace(['│', '×', '╰', '─', '▶'], " ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The report without what takes a different time, or what only threads compare.
+fn comparable(stdout: &[u8]) -> Value {
+    let mut report: Value = serde_json::from_slice(stdout).expect("stdout is one JSON document");
+    for layer in report["layers"].as_array_mut().unwrap() {
+        let layer = layer.as_object_mut().unwrap();
+        for key in [
+            "seconds",
+            "tokens_per_second",
+            "max_difference_from_one_rank",
+        ] {
+            layer.remove(key);
+        }
+    }
+    report
+}
+
+/// The same bits and the same report, from threads and from processes.
+fn same_results(checkpoint: &str, size: usize, args: &[&str]) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let (threads, processes) = (file("threads.safetensors"), file("processes.safetensors"));
+    let with_output = |path: &PathBuf| -> Vec<String> {
+        let output = ["--json", "--output", path.to_str().unwrap()];
+        let all = [&[checkpoint], args, &output].concat();
+        all.into_iter().map(str::to_owned).collect()
+    };
+    let size_text = size.to_string();
+    let by_threads = with_output(&threads);
+    let mut arguments = vec!["run", "--ranks", &size_text, "--threads", "1"];
+    arguments.extend(by_threads.iter().map(String::as_str));
+    let expected = moekit(&arguments).assert().success();
+
+    let by_processes = with_output(&processes);
+    let arguments: Vec<&str> = by_processes.iter().map(String::as_str).collect();
+    let got = mpirun(&[(size, &arguments)]).success();
+
+    let context = format!("{checkpoint} on {size} ranks with {args:?}");
+    let read = |path: &PathBuf| std::fs::read(path).unwrap();
+    assert!(read(&threads) == read(&processes), "{context}: other bits");
+    assert_eq!(
+        comparable(&got.get_output().stdout),
+        comparable(&expected.get_output().stdout),
+        "{context}"
+    );
+}
+
+#[test]
+fn processes_compute_what_threads_compute() {
+    let checkpoints = [
+        "qwen3_moe-bf16",
+        "deepseek_v3-fp8-block128x128",
+        "gpt_oss-mxfp4",
+        "qwen3_moe-ct-w4a16-g32",
+    ];
+    for checkpoint in checkpoints.map(fixture) {
+        for size in [2, 3, 4] {
+            let args = ["--strategy", "eplb", "--redundant", "5", "--tokens", "41"];
+            same_results(&checkpoint, size, &args);
+        }
+    }
+}
+
+#[test]
+fn ranks_without_tokens_take_part() {
+    for tokens in ["0", "1", "3"] {
+        let args = ["--tokens", tokens, "--strategy", "round_robin"];
+        same_results(&fixture("qwen3_moe-fp8-block64x32"), 4, &args);
+    }
+    let args = ["--tokens", "2", "--dtype", "bf16", "--ranks", "4"];
+    same_results(&fixture("deepseek_v3-bf16"), 4, &args[..4]);
+}
+
+#[test]
+fn one_process_is_a_group() {
+    same_results(&fixture("mixtral-bf16"), 1, &[]);
+}
+
+#[test]
+fn the_number_of_processes_is_the_number_of_ranks() {
+    let checkpoint = fixture("qwen3_moe-bf16");
+    let text = failure(&[(3, &[&checkpoint, "--ranks", "2"])]);
+    assert!(
+        text.contains("`--ranks 2`, but MPI has started 3 processes"),
+        "{text}"
+    );
+    assert_eq!(text.matches("`--ranks 2`").count(), 1, "once: {text}");
+}
+
+/// The others are far into their work, and would wait for it.
+#[test]
+fn a_process_that_fails_ends_the_job_with_its_message() {
+    let checkpoint = fixture("qwen3_moe-bf16");
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out.safetensors");
+    let good = [&*checkpoint, "--output", output.to_str().unwrap()];
+    let text = failure(&[(2, &good), (1, &["/nowhere"]), (1, &good)]);
+    assert!(text.contains("rank 2 of 4 failed: /nowhere"), "{text}");
+    assert_eq!(text.matches(" of 4 failed").count(), 1, "once: {text}");
+    assert!(!output.exists(), "nothing half done");
+
+    // It opens its checkpoint, and finds that an expert is cut short when it reads it.
+    let broken = directory.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    for entry in std::fs::read_dir(&checkpoint).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), broken.join(entry.file_name())).unwrap();
+    }
+    let config = std::fs::read_to_string(broken.join("config.json")).unwrap();
+    let wider = config.replace(
+        "\"moe_intermediate_size\": ",
+        "\"moe_intermediate_size\": 1",
+    );
+    assert_ne!(config, wider);
+    std::fs::write(broken.join("config.json"), wider).unwrap();
+    let text = failure(&[(1, &good), (1, &[broken.to_str().unwrap()]), (1, &good)]);
+    assert!(text.contains("rank 1 of 3 failed: "), "{text}");
+    assert_eq!(text.matches(" of 3 failed").count(), 1, "once: {text}");
+    assert!(!output.exists(), "nothing half done");
+}
+
+#[test]
+fn processes_must_make_the_same_plan() {
+    let checkpoint = fixture("qwen3_moe-bf16");
+    let other = [&*checkpoint, "--strategy", "round_robin"];
+    let text = failure(&[(1, &[&checkpoint]), (1, &other)]);
+    assert!(
+        text.contains("ranks 0 and 1 have made different plans"),
+        "{text}"
+    );
+}

@@ -2,6 +2,9 @@
 //!
 //! Each scenario runs on all ranks of a group of its own, which it may end.
 
+#[cfg(feature = "mpi")]
+#[allow(dead_code, reason = "only the tests over MPI start processes")]
+pub(crate) mod mpirun;
 pub(crate) mod steps;
 
 use std::sync::Arc;

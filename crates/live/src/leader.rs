@@ -20,10 +20,10 @@ pub(crate) struct Leader {
     window: LoadWindow,
     detector: Option<Detector>,
     task: Option<Task<Result<Plan, PlacementError>>>,
-    /// Planners that were given up.
-    abandoned: usize,
+    /// Planners that were given up, by this rank in any group.
+    pub(crate) abandoned: usize,
     /// Whether the ranks have changed since the last plan was carried out.
-    pub(crate) reshape: bool,
+    reshape: bool,
     /// Whether something failed and is due again.
     again: bool,
     /// Whether a trigger that looks at the balance has fired.
@@ -54,6 +54,7 @@ impl Leader {
     /// # Arguments
     ///
     /// - `shape` - `[layers, experts, ranks]`.
+    /// - `reshape` - whether the ranks have changed.
     pub(crate) fn new(config: &LiveConfig, shape: [usize; 3], reshape: bool, step: u64) -> Self {
         Self {
             window: LoadWindow::new(config.window, shape[0], shape[1]),

@@ -13,7 +13,7 @@ use crate::frame::{Control, Piece, Report};
 use crate::layer::{LiveLayer, NextLayer, build};
 use crate::stages::{self, Ends, Stage};
 use crate::task::Task;
-use crate::{ExpertSource, LiveConfig, error::chain};
+use crate::{ExpertSource, LiveConfig, LiveError, error::chain};
 
 /// What a migration sees of its rank.
 pub(crate) struct Here<'a> {
@@ -279,10 +279,12 @@ impl LayerMove {
         let bytes = here.expert_bytes.get(layer).copied().unwrap_or(0).max(1);
         let staging = here.config.staging_bytes / bytes;
         if staging == 0 {
-            return Err(format!(
-                "a staging budget of {} bytes per rank is too small: one expert of layer {layer} takes {bytes}",
-                here.config.staging_bytes
-            ));
+            let error = LiveError::Staging {
+                budget: here.config.staging_bytes,
+                needed: bytes,
+                layer,
+            };
+            return Err(error.to_string());
         }
         let staging = usize::try_from(staging).unwrap_or(usize::MAX);
         let plan = move || stages::plan(&ends, staging).map_err(|e| e.to_string());

@@ -23,8 +23,9 @@ use crate::{ExpertSource, LiveConfig, LiveError, telemetry};
 ///
 /// All ranks do the same: forward passes of the layers in the same order, then
 /// [`end_step`](Self::end_step), again and again, with tokens or without. After an error that
-/// [ends the group](LiveError::ends_group), those that are left [`recover`](Self::recover) and
-/// repeat the step.
+/// [ends the group](LiveError::ends_group), those that are left [`recover`](Self::recover) and go on
+/// with the step that [`step`](Self::step) names: a step whose forward passes have all returned is
+/// not repeated.
 #[derive(Debug)]
 pub struct LiveRank {
     membership: Option<Box<dyn Membership>>,
@@ -40,6 +41,8 @@ pub struct LiveRank {
     watcher: Option<LoadWatcher>,
     migration: Option<Migration>,
     leader: Option<Leader>,
+    /// Planners that were given up while this rank was rank 0 of an earlier group.
+    abandoned_planners: usize,
     /// Which ranks said that they want to leave, in the last step.
     leaving_ranks: Vec<bool>,
 }
@@ -87,6 +90,7 @@ impl LiveRank {
             watcher: None,
             migration: None,
             leader: None,
+            abandoned_planners: 0,
             leaving_ranks: Vec::new(),
         };
         rank.enter()?;
@@ -533,7 +537,8 @@ impl LiveRank {
     /// Enters the next group. A member that is lost meanwhile ends it, and the next one is formed.
     fn enter(&mut self) -> Result<(), LiveError> {
         self.migration = None;
-        self.leader = None;
+        let abandoned = self.leader.take().map_or(0, |leader| leader.abandoned);
+        self.abandoned_planners += abandoned;
         self.group = None;
         self.state = RebalanceState::Idle;
         let mut lost = 0;
@@ -574,7 +579,9 @@ impl LiveRank {
             .watch
             .then(|| LoadWatcher::new(shape[0], shape[1], shape[2]));
         if formed.group.rank().index() == 0 {
-            self.leader = Some(Leader::new(&self.config, shape, !formed.first, self.step));
+            let mut leader = Leader::new(&self.config, shape, !formed.first, self.step);
+            leader.abandoned = std::mem::take(&mut self.abandoned_planners);
+            self.leader = Some(leader);
         }
         self.leaving_ranks = vec![false; shape[2]];
         self.group = Some(formed.group);

@@ -90,7 +90,7 @@ fn a_group_grows_from_one_to_four_shrinks_to_three_and_to_one() {
             let model = Model::random(2, Reduction::PerSlot);
             let config = rotating()
                 .with_interval(7)
-                .with_bytes_per_step(500)
+                .with_bytes_per_step(4000)
                 .with_synchronous(synchronous);
             let world = ThreadWorld::new(1);
             let orders = Arc::new(Orders::default());
@@ -158,7 +158,7 @@ fn changes_at_once() {
         let model = Model::random(2, Reduction::PerSlot);
         let config = rotating()
             .with_interval(7)
-            .with_bytes_per_step(200)
+            .with_bytes_per_step(1600)
             .with_synchronous(true);
         let world = ThreadWorld::new(1);
         let orders = Arc::new(Orders::default());

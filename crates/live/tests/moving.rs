@@ -8,8 +8,8 @@ use std::thread;
 
 use common::{Model, Rotate, Seen, rotating, run, watched};
 use moekit_fused_moe::Reduction;
-use moekit_live::LiveConfig;
-use moekit_parallel::ThreadWorld;
+use moekit_live::{Event, FixedGroup, LiveConfig, LiveError};
+use moekit_parallel::{Communicator, ThreadGroup, ThreadWorld};
 
 /// Ranks as threads, each through `steps` steps.
 fn ranks(model: &Model, ranks: usize, config: &LiveConfig, steps: u64, exact: bool) -> Vec<Seen> {
@@ -37,7 +37,7 @@ fn outputs_are_those_of_one_rank_at_every_step() {
                     let config = rotating()
                         .with_redundant_experts(2)
                         .with_synchronous(synchronous)
-                        .with_bytes_per_step(150);
+                        .with_bytes_per_step(1200);
                     let seen = ranks(&model, num_ranks, &config, 60, exact);
                     for rank in &seen {
                         assert!(
@@ -60,7 +60,7 @@ fn outputs_are_those_of_one_rank_at_every_step() {
 fn what_is_synchronous_is_reproducible() {
     watched(|| {
         let model = Model::random(2, Reduction::PerSlot);
-        let config = rotating().with_synchronous(true).with_bytes_per_step(100);
+        let config = rotating().with_synchronous(true).with_bytes_per_step(1200);
         let events = || {
             let seen = ranks(&model, 3, &config, 40, true);
             seen.into_iter().map(|rank| rank.events).collect::<Vec<_>>()
@@ -81,8 +81,36 @@ fn little_staging_takes_more_commits() {
                 .with_staging_bytes(staging);
             ranks(&model, 2, &config, 59, true)[0].commits()
         };
-        let (much, little) = (commits(1 << 20), commits(1500));
+        let one = model.encoded_expert();
+        let (much, little) = (commits(1 << 20), commits(one + one / 2));
         assert_eq!(much, 1);
         assert_eq!(little, 3);
+    });
+}
+
+/// Over a transport whose ranks are fixed, experts move all the same; only the group stays.
+#[test]
+fn a_fixed_group_rebalances_and_ends_with_its_first_rank() {
+    watched(|| {
+        let model = Model::random(2, Reduction::PerSlot);
+        let seen = ThreadGroup::run(3, |comm| {
+            let rank = comm.rank().index();
+            let config = rotating().with_synchronous(true);
+            let mut live = model.start(FixedGroup::new(Arc::new(comm)), 3, config)?;
+            let mut commits = 0;
+            while live.step() < 20 {
+                model.step(&live, rank as u64, true)?;
+                let events = live.end_step()?.events;
+                let commit = |e: &&Event| matches!(e, Event::Committed { .. });
+                commits += events.iter().filter(commit).count();
+            }
+            let error = live.recover().unwrap_err().to_string();
+            assert!(
+                error.contains("ranks of this transport are fixed"),
+                "{error}"
+            );
+            Ok::<_, LiveError>(commits)
+        });
+        assert!(seen.unwrap().iter().all(|&commits| commits >= 4));
     });
 }

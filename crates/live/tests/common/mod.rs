@@ -18,6 +18,7 @@ use moekit_live::{
     Event, ExpertSource, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank, Membership,
     SourceError,
 };
+use moekit_parallel::ThreadWorld;
 use moekit_placement::{
     ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
 };
@@ -66,6 +67,20 @@ fn linear(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> ExpertLinear {
     ExpertLinear::new(PackedMatrix::contiguous(CodeFormat::F32, [rows, cols], codes).unwrap())
 }
 
+/// Random experts of one layer.
+pub fn experts(count: usize, hidden: usize, width: usize) -> Vec<Arc<ExpertMlp>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let expert = |_| {
+        let gate = linear(&mut rng, width, hidden);
+        let (up, down) = (
+            linear(&mut rng, width, hidden),
+            linear(&mut rng, hidden, width),
+        );
+        Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
+    };
+    (0..count).map(expert).collect()
+}
+
 /// The model of a test: layers of which every rank can be made, and where experts are read.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -80,6 +95,8 @@ pub struct Model {
 pub struct Shard {
     experts: Vec<Vec<Arc<ExpertMlp>>>,
     pub gone: AtomicBool,
+    /// Whether reads never return.
+    pub stuck: AtomicBool,
     /// Experts read after the first placement.
     pub reads: Mutex<Vec<(usize, usize)>>,
 }
@@ -88,6 +105,9 @@ impl ExpertSource for Shard {
     fn read(&self, layer: usize, expert: LogicalExpert) -> Result<Arc<ExpertMlp>, SourceError> {
         if self.gone.load(Ordering::Relaxed) {
             return Err("shard 2 of 3: no such file".into());
+        }
+        while self.stuck.load(Ordering::Relaxed) {
+            thread::park();
         }
         self.reads.lock().unwrap().push((layer, expert.index()));
         Ok(self.experts[layer][expert.index()].clone())
@@ -139,6 +159,15 @@ impl Model {
             source: Arc::new(source),
             reference,
             hidden,
+        }
+    }
+
+    /// Bytes of the largest expert on its way, as a rank tells that has no room for one.
+    pub fn encoded_expert(&self) -> u64 {
+        let config = rotating().with_staging_bytes(1);
+        match self.start(ThreadWorld::new(1).enter(), 1, config) {
+            Err(LiveError::Staging { needed, .. }) => needed,
+            other => panic!("{other:?}"),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The ranks of a live run, as threads.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -32,6 +33,8 @@ pub(super) struct Setup {
     pub(super) config: LiveConfig,
     pub(super) steps: u64,
     pub(super) changes: Vec<Change>,
+    /// Which of them have cost a rank already.
+    pub(super) taken: Mutex<BTreeSet<usize>>,
     pub(super) stop: AtomicBool,
     /// Every how many steps outputs are compared with those of one rank.
     pub(super) check: Option<u64>,
@@ -74,6 +77,14 @@ impl Setup {
             What::Lose(_) => None,
         })
         .next_back()
+    }
+
+    /// Whether a rank is lost in a step. Once: survivors that get its number are not.
+    fn is_lost(&self, step: u64, rank: usize) -> bool {
+        let lost = |c: &Change| c.step == step && c.what == What::Lose(rank);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = self.changes.iter().enumerate().filter(|(_, c)| lost(c));
+        due.any(|(change, _)| taken.insert(change))
     }
 
     /// The layers of a rank, and what dictates the choice of each.
@@ -128,8 +139,7 @@ fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Res
     while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
         let (rank, ranks) = (live.rank().map_or(0, Rank::index), live.members().len());
         let next = live.step() + 1;
-        let lost = |c: &Change| c.step == next && c.what == What::Lose(rank);
-        if setup.changes.iter().any(lost) && ranks > 1 {
+        if ranks > 1 && setup.is_lost(next, rank) {
             return Ok(());
         }
         if setup

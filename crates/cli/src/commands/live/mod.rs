@@ -12,9 +12,9 @@ use std::io::IsTerminal;
 #[cfg(feature = "prometheus")]
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -219,6 +219,7 @@ impl LiveOptions {
             config: self.config(strategy)?,
             steps,
             changes: self.changes()?,
+            taken: Mutex::default(),
             stop: AtomicBool::new(false),
             check: self.check,
             reference: None,

@@ -68,14 +68,16 @@ pub fn backend_for(
 ) -> Result<Box<dyn QuantBackend>, QuantError> {
     let unquantized = serde_json::json!({ "quant_method": UNQUANTIZED });
     let config = quantization_config.unwrap_or(&unquantized);
+    let linked = linked_quant_backends()?;
     let Some(name) = config.get("quant_method").and_then(Value::as_str) else {
-        return Err(QuantError::Config {
-            method: "unknown".to_owned(),
-            message: "`quant_method` must name the quantization backend".to_owned(),
+        let names: Vec<_> = linked.iter().map(|descriptor| descriptor.name).collect();
+        return Err(QuantError::QuantMethod {
+            got: config.get("quant_method").cloned(),
+            linked: names,
         });
     };
     // Asked before typetag, whose own error for an unknown tag does not know about linking.
-    linked_quant_backends()?.get(name)?;
+    linked.get(name)?;
     serde_json::from_value(config.clone()).map_err(|error| QuantError::Config {
         method: name.to_owned(),
         message: error.to_string(),

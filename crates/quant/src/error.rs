@@ -64,10 +64,10 @@ pub enum QuantError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A scale that cannot be right.
-    #[error("scale {value} at {at:?} of tensor `{tensor}` cannot be right: {reason}")]
+    #[error("scale {value} at {at:?} of `{name}` cannot be right: {reason}")]
     Scale {
-        /// Full name of the tensor of scales.
-        tensor: String,
+        /// Full name of the tensor of scales, or of the linear.
+        name: String,
         /// Index within the scales of the linear.
         at: Vec<usize>,
         /// The value found.
@@ -154,6 +154,19 @@ pub enum QuantError {
         method: String,
         /// What is wrong, and what would be right.
         message: String,
+    },
+    /// A `quantization_config` that does not say of which backend it is.
+    #[error(
+        "`quant_method` of quantization_config is {}, expected the name of a quantization backend; \
+         linked are: {}",
+        got.as_ref().map_or("missing".to_owned(), ToString::to_string),
+        linked.join(", ")
+    )]
+    QuantMethod {
+        /// The value found.
+        got: Option<serde_json::Value>,
+        /// The backends that this program links.
+        linked: Vec<&'static str>,
     },
     /// Something that the format defines and the backend cannot do.
     #[error("{what} is not supported; supported: {supported}")]

@@ -166,38 +166,40 @@ pub enum ScaleFormat {
 }
 
 impl ScaleFormat {
+    /// The format of codes that are stored alike; `None` for powers of two, which no code is.
+    const fn code(self) -> Option<CodeFormat> {
+        match self {
+            Self::F32 => Some(CodeFormat::F32),
+            Self::F16 => Some(CodeFormat::F16),
+            Self::BF16 => Some(CodeFormat::BF16),
+            Self::F8E4M3 => Some(CodeFormat::F8E4M3),
+            Self::I8 => Some(CodeFormat::I8),
+            Self::F8E8M0 => None,
+        }
+    }
+
     /// Bytes of one scale.
     pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::F8E4M3 | Self::F8E8M0 | Self::I8 => 1,
+        match self.code() {
+            Some(code) => code.bits() / 8,
+            None => 1,
         }
     }
 
     /// The name in messages and listings.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-            Self::F8E4M3 => "f8e4m3",
-            Self::F8E8M0 => "f8e8m0",
-            Self::I8 => "i8",
+        match self.code() {
+            Some(code) => code.name(),
+            None => "f8e8m0",
         }
     }
 
     /// The value of the scale whose bytes `code` begins with; `None` if there are too few bytes.
     pub fn decode(self, code: &[u8]) -> Option<f32> {
-        let byte = || code.first().copied();
-        Some(match self {
-            Self::F32 => f32::from_le_bytes(*code.first_chunk()?),
-            Self::F16 => f16::from_le_bytes(*code.first_chunk()?).to_f32(),
-            Self::BF16 => bf16::from_le_bytes(*code.first_chunk()?).to_f32(),
-            Self::F8E4M3 => F8E4M3[usize::from(byte()?)],
-            Self::F8E8M0 => F8E8M0[usize::from(byte()?)],
-            Self::I8 => f32::from(byte()?.cast_signed()),
-        })
+        match self.code() {
+            Some(format) => format.decode(code),
+            None => code.first().map(|&byte| F8E8M0[usize::from(byte)]),
+        }
     }
 }
 

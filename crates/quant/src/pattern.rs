@@ -1,6 +1,10 @@
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 
 use crate::QuantError;
+
+/// Most bytes of a compiled regular expression. A repetition of repetitions is short to write and
+/// takes gigabytes.
+const MAX_REGEX_BYTES: usize = 1 << 18;
 
 /// A pattern in the lists by which quantizers exclude or target modules.
 ///
@@ -21,6 +25,10 @@ pub struct ModulePattern(Kind);
 enum Kind {
     Exact(String),
     End(String),
+    /// A module and what it holds.
+    Within(String),
+    /// The start of a name up to a module's end; a dot stands for any character.
+    Start(String),
     Regex(Box<Regex>),
 }
 
@@ -39,9 +47,11 @@ impl ModulePattern {
     ///
     /// # Errors
     ///
-    /// If it is not a regular expression.
+    /// If it is not a regular expression, or a very large one.
     pub fn regex(pattern: &str) -> Result<Self, QuantError> {
-        match Regex::new(&format!("^(?:{pattern})")) {
+        let anchored = format!("^(?:{pattern})");
+        let mut builder = RegexBuilder::new(&anchored);
+        match builder.delegate_size_limit(MAX_REGEX_BYTES).build() {
             Ok(regex) => Ok(Self(Kind::Regex(Box::new(regex)))),
             Err(error) => Err(QuantError::Pattern {
                 pattern: pattern.to_owned(),
@@ -56,26 +66,22 @@ impl ModulePattern {
     ///
     /// If a set is not one (`[z-a]`).
     pub fn glob(pattern: &str) -> Result<Self, QuantError> {
-        if !pattern.contains(['*', '?', '[']) {
+        if is_literal(pattern) {
             return Ok(Self::exact(pattern));
         }
-        let mut regex = String::new();
-        let mut rest = pattern.chars();
-        while let Some(c) = rest.next() {
-            match c {
-                '*' => regex.push_str(".*"),
-                '?' => regex.push('.'),
-                '[' => match glob_set(rest.as_str()) {
-                    Some((set, after)) => {
-                        regex.push_str(&set);
-                        rest = after.chars();
-                    }
-                    None => regex.push_str(r"\["),
-                },
-                c => regex.push_str(&fancy_regex::escape(c.encode_utf8(&mut [0; 4]))),
-            }
+        Self::regex(&format!("{}$", glob_regex(pattern)))
+    }
+
+    /// The modules that [`ModulePattern::glob`] matches, and those that they hold.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModulePattern::glob`].
+    pub fn glob_within(pattern: &str) -> Result<Self, QuantError> {
+        if is_literal(pattern) {
+            return Ok(Self(Kind::Within(pattern.to_owned())));
         }
-        Self::regex(&format!("{regex}$"))
+        Self::regex(&format!(r"{}(?:\..*)?$", glob_regex(pattern)))
     }
 
     /// Whether the pattern matches a name.
@@ -87,6 +93,10 @@ impl ModulePattern {
         match &self.0 {
             Kind::Exact(exact) => Ok(exact == name),
             Kind::End(end) => Ok(name.ends_with(end)),
+            Kind::Within(module) => Ok(name
+                .strip_prefix(module.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))),
+            Kind::Start(start) => Ok(starts_module(start, name)),
             Kind::Regex(regex) => regex.is_match(name).map_err(|error| QuantError::Pattern {
                 pattern: regex.as_str().to_owned(),
                 message: error.to_string(),
@@ -100,9 +110,33 @@ impl ModulePattern {
 pub struct ModuleList(Vec<ModulePattern>);
 
 impl ModuleList {
+    /// Most regular expressions and globs of a list. A list that names each module of a large model
+    /// by its name has no limit.
+    pub const MAX_REGEXES: usize = 1024;
+
     /// The modules that any of the patterns matches.
-    pub fn new(patterns: impl IntoIterator<Item = ModulePattern>) -> Self {
-        Self(patterns.into_iter().collect())
+    ///
+    /// # Errors
+    ///
+    /// The first error among the patterns, or if more than [`ModuleList::MAX_REGEXES`] are regular
+    /// expressions or globs.
+    pub fn new(
+        patterns: impl IntoIterator<Item = Result<ModulePattern, QuantError>>,
+    ) -> Result<Self, QuantError> {
+        let mut list = Vec::new();
+        let mut num_regexes = 0;
+        for pattern in patterns {
+            let pattern = pattern?;
+            num_regexes += usize::from(matches!(pattern.0, Kind::Regex(_)));
+            if num_regexes > Self::MAX_REGEXES {
+                return Err(QuantError::Unsupported {
+                    what: "a list of modules with more regular expressions".to_owned(),
+                    supported: format!("{} of them", Self::MAX_REGEXES),
+                });
+            }
+            list.push(pattern);
+        }
+        Ok(Self(list))
     }
 
     /// `modules_to_not_convert` as transformers reads it: a regular expression for the start of a
@@ -110,17 +144,18 @@ impl ModuleList {
     ///
     /// # Errors
     ///
-    /// If an entry is not a regular expression.
+    /// If an entry is not a regular expression, or there are too many, see [`ModuleList::new`].
     pub fn to_not_convert<'a>(
         entries: impl IntoIterator<Item = &'a String>,
     ) -> Result<Self, QuantError> {
-        let mut patterns = Vec::new();
-        for entry in entries {
-            let boundary = r"(?:(?<=\.)|(?=\.|$))";
-            patterns.push(ModulePattern::regex(&format!("(?:{entry}){boundary}"))?);
-            patterns.push(ModulePattern::end(entry));
-        }
-        Ok(Self(patterns))
+        let patterns = |entry: &'a String| {
+            let start = match is_name(entry) {
+                true => Ok(ModulePattern(Kind::Start(entry.clone()))),
+                false => start_regex(entry),
+            };
+            [start, Ok(ModulePattern::end(entry))]
+        };
+        Self::new(entries.into_iter().flat_map(patterns))
     }
 
     /// Whether a module is in the list.
@@ -136,6 +171,56 @@ impl ModuleList {
         }
         Ok(false)
     }
+}
+
+/// Whether an entry is a name, with nothing that means anything to a regular expression but dots.
+fn is_name(entry: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    entry.chars().all(plain)
+}
+
+/// What [`Kind::Start`] is, for any regular expression.
+fn start_regex(entry: &str) -> Result<ModulePattern, QuantError> {
+    ModulePattern::regex(&format!(r"(?:{entry})(?:(?<=\.)|(?=\.|$))"))
+}
+
+fn starts_module(start: &str, name: &str) -> bool {
+    let mut rest = name.chars();
+    let mut last = None;
+    for expected in start.chars() {
+        last = rest.next();
+        let fits = last.is_some_and(|c| c == expected || expected == '.' && c != '\n');
+        if !fits {
+            return false;
+        }
+    }
+    let rest = rest.as_str();
+    last == Some('.') || rest.is_empty() || rest.starts_with('.')
+}
+
+/// Whether a glob is nothing but a name.
+fn is_literal(glob: &str) -> bool {
+    !glob.contains(['*', '?', '['])
+}
+
+fn glob_regex(glob: &str) -> String {
+    let mut regex = String::new();
+    let mut rest = glob.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '*' => regex.push_str(".*"),
+            '?' => regex.push('.'),
+            '[' => match glob_set(rest.as_str()) {
+                Some((set, after)) => {
+                    regex.push_str(&set);
+                    rest = after.chars();
+                }
+                None => regex.push_str(r"\["),
+            },
+            c => regex.push_str(&fancy_regex::escape(c.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    regex
 }
 
 /// The set that begins after a `[`, as a regular expression, and what follows it; `None` if it does
@@ -159,7 +244,18 @@ fn glob_set(after_bracket: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// A name means what it means as a regular expression.
+        #[test]
+        fn names_are_regular_expressions(entry in "[ab.1]{0,4}", name in "[ab.1]{0,6}") {
+            let as_regex = start_regex(&entry).unwrap().is_match(&name).unwrap();
+            prop_assert_eq!(starts_module(&entry, &name), as_regex, "{} {}", entry, name);
+        }
+    }
 
     fn glob(pattern: &str, name: &str) -> bool {
         ModulePattern::glob(pattern)
@@ -179,6 +275,25 @@ mod tests {
         // The dot of a name is a dot.
         assert!(!glob("a.b*", "aXb"));
         assert!(glob("[]x]a", "]a") && glob("a[b", "a[b"));
+    }
+
+    #[test]
+    fn what_a_module_holds_is_within() {
+        let within = |pattern: &str, name: &str| {
+            let pattern = ModulePattern::glob_within(pattern).unwrap();
+            pattern.is_match(name).unwrap()
+        };
+        for pattern in ["a.b", "?.b", "[a].b"] {
+            assert!(
+                within(pattern, "a.b") && within(pattern, "a.b.c.d"),
+                "{pattern}"
+            );
+            assert!(
+                !within(pattern, "a.bc") && !within(pattern, "a"),
+                "{pattern}"
+            );
+        }
+        assert!(within("*.mlp*", "x.mlp.gate") && !within("*.mlp", "x.mlps"));
     }
 
     #[test]
@@ -212,6 +327,22 @@ mod tests {
         let error = ModulePattern::regex("a(b").unwrap_err().to_string();
         assert!(error.contains("`a(b`"), "{error}");
         assert!(ModulePattern::glob("[z-a]").is_err());
+    }
+
+    /// What is short to write and takes gigabytes is refused; names do not count.
+    #[test]
+    fn lists_have_a_limit() {
+        assert!(ModulePattern::regex(r"(?:.{500}){500}").is_err());
+        assert!(ModulePattern::regex(r".*\.layers\.\d+\.mlp\.experts\.\w+\..*_proj$").is_ok());
+        let list = |entry: fn(usize) -> String, len: usize| {
+            let entries: Vec<String> = (0..len).map(entry).collect();
+            ModuleList::to_not_convert(&entries)
+        };
+        let most = ModuleList::MAX_REGEXES;
+        assert!(list(|i| format!("layers.{i}.mlp"), 20 * most).is_ok());
+        assert!(list(|i| format!("layers.{i}.*"), most).is_ok());
+        let error = list(|i| format!("layers.{i}.*"), most + 1).unwrap_err();
+        assert!(error.to_string().contains("1024 of them"), "{error}");
     }
 
     /// A pattern that takes exponentially many steps is an error, not a hang.

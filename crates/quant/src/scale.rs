@@ -163,10 +163,11 @@ impl ScaleGrid {
 
     fn is_suspicious(&self, row: usize) -> bool {
         let (start, bytes) = (row * self.strides[0], self.format.bytes());
-        let dense = self.strides[1] == bytes;
-        let codes = match self.bytes.get(start..start + self.shape[1] * bytes) {
-            Some(codes) if dense => codes,
-            _ => return true,
+        if self.strides[1] != bytes {
+            return true;
+        }
+        let Some(codes) = self.bytes.get(start..start + self.shape[1] * bytes) else {
+            return true;
         };
         match self.format {
             ScaleFormat::F32 => any(codes, |code| {

@@ -68,7 +68,11 @@ fn wrong_configurations_are_told() {
     let error = backend_for(Some(&json!({ "bits": 4 })))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("`quant_method` must name"), "{error}");
+    assert_eq!(
+        error,
+        "`quant_method` of quantization_config is missing, expected the name of a quantization \
+         backend; linked are: rows"
+    );
     for odd in [
         json!(null),
         json!([1]),

@@ -1,21 +1,11 @@
 use moekit_quant::{
-    ActivationQuant, CodeFormat, ExpertLinear, LinearSite, PackedMatrix, QuantError, ScaleFormat,
-    TensorDtype, TensorSource, load_float_linear,
+    ActivationQuant, CodeFormat, ExpertLinear, F8E4M3_SCALES, F8E8M0_SCALES, FLOAT_SCALES,
+    LinearSite, PackedMatrix, QuantError, ScaleFormat, TensorDtype, TensorSource,
+    load_float_linear,
 };
 
-use crate::scheme::{Inputs, Integers, Scheme, Weights};
+use crate::scheme::{Inputs, Integers, MX_GROUP, NVFP4_GROUP, Scheme, Weights};
 use crate::zero_points;
-
-const FLOAT_SCALES: [(TensorDtype, ScaleFormat); 3] = [
-    (TensorDtype::BF16, ScaleFormat::BF16),
-    (TensorDtype::F16, ScaleFormat::F16),
-    (TensorDtype::F32, ScaleFormat::F32),
-];
-const E4M3_SCALES: [(TensorDtype, ScaleFormat); 1] = [(TensorDtype::F8E4M3, ScaleFormat::F8E4M3)];
-const E8M0_SCALES: [(TensorDtype, ScaleFormat); 2] = [
-    (TensorDtype::U8, ScaleFormat::F8E8M0),
-    (TensorDtype::F8E8M0, ScaleFormat::F8E8M0),
-];
 
 /// Loads a linear of a group.
 pub(crate) fn load(
@@ -23,47 +13,19 @@ pub(crate) fn load(
     site: &LinearSite,
     tensors: &dyn TensorSource,
 ) -> Result<ExpertLinear, QuantError> {
+    let parts = Parts { site, tensors };
     let weight = match scheme.weights {
         Weights::Dense => None,
-        Weights::Packed(integers) => Some(packed(integers, site, tensors)?),
-        Weights::Bytes(integers) => Some(bytes(integers, site, tensors)?),
-        Weights::Fp8(block) => Some(scaled(
-            codes(
-                site,
-                tensors,
-                "weight",
-                CodeFormat::F8E4M3,
-                TensorDtype::F8E4M3,
-            )?,
-            (site, tensors),
-            block,
-            &FLOAT_SCALES,
-        )?),
-        Weights::Mxfp8 => Some(scaled(
-            codes(
-                site,
-                tensors,
-                "weight",
-                CodeFormat::F8E4M3,
-                TensorDtype::F8E4M3,
-            )?,
-            (site, tensors),
-            [1, 32],
-            &E8M0_SCALES,
-        )?),
-        Weights::Mxfp4 => Some(scaled(
-            codes(
-                site,
-                tensors,
-                "weight_packed",
-                CodeFormat::F4E2M1,
-                TensorDtype::U8,
-            )?,
-            (site, tensors),
-            [1, 32],
-            &E8M0_SCALES,
-        )?),
-        Weights::Nvfp4 => Some(nvfp4(site, tensors)?),
+        Weights::Packed(integers) => Some(packed(integers, parts)?),
+        Weights::Bytes(integers) => Some(bytes(integers, parts)?),
+        Weights::Fp8(block) => Some(parts.scaled(parts.fp8()?, block, FLOAT_SCALES)?),
+        Weights::Mxfp8 => Some(parts.scaled(parts.fp8()?, [1, MX_GROUP], F8E8M0_SCALES)?),
+        Weights::Mxfp4 => Some(parts.scaled(parts.fp4()?, [1, MX_GROUP], F8E8M0_SCALES)?),
+        Weights::Nvfp4 => {
+            let weight = parts.scaled(parts.fp4()?, [1, NVFP4_GROUP], F8E4M3_SCALES)?;
+            let name = site.tensor("weight_global_scale");
+            Some(weight.with_global_scale(site.positive_reciprocal(tensors, &name)?))
+        }
     };
     let mut linear = match weight {
         Some(weight) => site.linear(tensors, weight)?,
@@ -73,44 +35,45 @@ pub(crate) fn load(
     Ok(linear)
 }
 
-fn codes(
-    site: &LinearSite,
-    tensors: &dyn TensorSource,
-    companion: &str,
-    format: CodeFormat,
-    dtype: TensorDtype,
-) -> Result<PackedMatrix, QuantError> {
-    site.codes(tensors, &site.tensor(companion), format, &[dtype])
+/// The tensors of a linear.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    site: &'a LinearSite,
+    tensors: &'a dyn TensorSource,
 }
 
-fn scaled(
-    codes: PackedMatrix,
-    (site, tensors): (&LinearSite, &dyn TensorSource),
-    block: [usize; 2],
-    formats: &[(TensorDtype, ScaleFormat)],
-) -> Result<PackedMatrix, QuantError> {
-    let scales = site.scales(tensors, &site.tensor("weight_scale"), &[block], formats)?;
-    codes.with_scales(scales)
+impl Parts<'_> {
+    fn codes(
+        self,
+        companion: &str,
+        format: CodeFormat,
+        dtype: TensorDtype,
+    ) -> Result<PackedMatrix, QuantError> {
+        let name = self.site.tensor(companion);
+        self.site.codes(self.tensors, &name, format, &[dtype])
+    }
+
+    fn fp8(self) -> Result<PackedMatrix, QuantError> {
+        self.codes("weight", CodeFormat::F8E4M3, TensorDtype::F8E4M3)
+    }
+
+    fn fp4(self) -> Result<PackedMatrix, QuantError> {
+        self.codes("weight_packed", CodeFormat::F4E2M1, TensorDtype::U8)
+    }
+
+    fn scaled(
+        self,
+        codes: PackedMatrix,
+        block: [usize; 2],
+        formats: &[(TensorDtype, ScaleFormat)],
+    ) -> Result<PackedMatrix, QuantError> {
+        let name = self.site.tensor("weight_scale");
+        codes.with_scales(self.site.scales(self.tensors, &name, &[block], formats)?)
+    }
 }
 
-fn nvfp4(site: &LinearSite, tensors: &dyn TensorSource) -> Result<PackedMatrix, QuantError> {
-    let codes = codes(
-        site,
-        tensors,
-        "weight_packed",
-        CodeFormat::F4E2M1,
-        TensorDtype::U8,
-    )?;
-    let weight = scaled(codes, (site, tensors), [1, 16], &E4M3_SCALES)?;
-    let global = site.positive_scalar(tensors, &site.tensor("weight_global_scale"))?;
-    Ok(weight.with_global_scale(global.recip()))
-}
-
-fn packed(
-    integers: Integers,
-    site: &LinearSite,
-    tensors: &dyn TensorSource,
-) -> Result<PackedMatrix, QuantError> {
+fn packed(integers: Integers, parts: Parts<'_>) -> Result<PackedMatrix, QuantError> {
+    let Parts { site, tensors } = parts;
     let order = site.tensor("weight_g_idx");
     if tensors.contains(&order) {
         return Err(site.unsupported(&format!("a stored order of columns (`{order}`)"), "none"));
@@ -119,32 +82,25 @@ fn packed(
         4 => CodeFormat::I4Offset,
         _ => CodeFormat::I8Offset,
     };
-    let codes = codes(site, tensors, "weight_packed", format, TensorDtype::I32)?;
+    let codes = parts.codes("weight_packed", format, TensorDtype::I32)?;
     check_weight_shape(site, tensors)?;
-    let weight = scaled(codes, (site, tensors), integers.block, &FLOAT_SCALES)?;
+    let weight = parts.scaled(codes, integers.block, FLOAT_SCALES)?;
     match integers.symmetric {
         true => Ok(weight),
-        false => {
-            let zero_points = zero_points::packed(integers, site, tensors)?;
-            weight.with_zero_points(zero_points)
-        }
+        false => weight.with_zero_points(zero_points::packed(integers, site, tensors)?),
     }
 }
 
-fn bytes(
-    integers: Integers,
-    site: &LinearSite,
-    tensors: &dyn TensorSource,
-) -> Result<PackedMatrix, QuantError> {
-    let codes = codes(site, tensors, "weight", CodeFormat::I8, TensorDtype::I8)?;
-    let weight = scaled(codes, (site, tensors), integers.block, &FLOAT_SCALES)?;
+fn bytes(integers: Integers, parts: Parts<'_>) -> Result<PackedMatrix, QuantError> {
+    let codes = parts.codes("weight", CodeFormat::I8, TensorDtype::I8)?;
+    let weight = parts.scaled(codes, integers.block, FLOAT_SCALES)?;
     match integers.symmetric {
         true => Ok(weight),
         false => {
-            let name = site.tensor("weight_zero_point");
+            let name = parts.site.tensor("weight_zero_point");
             let formats = [(TensorDtype::I8, ScaleFormat::I8)];
-            let zero_points = site.scales(tensors, &name, &[integers.block], &formats)?;
-            weight.with_zero_points(zero_points)
+            let blocks = [integers.block];
+            weight.with_zero_points(parts.site.scales(parts.tensors, &name, &blocks, &formats)?)
         }
     }
 }
@@ -203,7 +159,7 @@ fn input_quant(
         Inputs::Nvfp4 => {
             let name = site.tensor("input_global_scale");
             ActivationQuant::Nvfp4 {
-                scale: site.positive_scalar(tensors, &name)?.recip(),
+                scale: site.positive_reciprocal(tensors, &name)?,
             }
         }
     }))

@@ -3,8 +3,8 @@ use moekit_quant::{ActivationFormat, QuantError};
 use crate::config::{ConfigGroup, Dynamic, QuantizationArgs, error, unsupported};
 
 /// Group sizes that define a format.
-const NVFP4_GROUP: usize = 16;
-const MX_GROUP: usize = 32;
+pub(crate) const NVFP4_GROUP: usize = 16;
+pub(crate) const MX_GROUP: usize = 32;
 
 /// How the linears of a group are stored and what they expect of their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,14 +81,12 @@ fn weights(
             "weights are dynamic, expected `dynamic: false`".to_owned(),
         ));
     }
-    let reordered = args.actorder.as_ref().is_some_and(|order| {
-        order.as_bool() != Some(false) && order != "weight" && order != "static"
-    });
-    if reordered && args.actorder != Some(serde_json::Value::Null) {
-        return Err(unsupported(
-            format!("actorder {}", args.actorder.clone().unwrap_or_default()),
-            "null, \"weight\"",
-        ));
+    if let Some(order) = &args.actorder {
+        let stored_in_order = order == &false || order == "weight" || order == "static";
+        if !stored_in_order {
+            let supported = "null, false, \"weight\", \"static\"";
+            return Err(unsupported(format!("actorder {order}"), supported));
+        }
     }
     let block = block(args)?;
     let integers = |widths: &[u32]| match args.kind == "int" && widths.contains(&args.num_bits) {
@@ -129,13 +127,12 @@ fn weights(
 fn inferred(args: &QuantizationArgs, inputs: Option<&QuantizationArgs>) -> &'static str {
     let group = args.group_size.and_then(|size| usize::try_from(size).ok());
     let powers = args.scale_dtype.as_deref() == Some("torch.uint8");
-    let float_inputs = inputs.is_some_and(|inputs| inputs.kind == "float");
     match (args.kind.as_str(), args.num_bits, group) {
         ("float", 4, Some(MX_GROUP)) => "mxfp4-pack-quantized",
         ("float", 4, _) => "nvfp4-pack-quantized",
         ("float", 8, Some(MX_GROUP)) if powers => "mxfp8-quantized",
         ("int", ..) if inputs.is_some() => "int-quantized",
-        ("int", ..) if !float_inputs => "pack-quantized",
+        ("int", ..) => "pack-quantized",
         ("float", ..) if inputs.is_some() => "float-quantized",
         _ => "naive-quantized",
     }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use moekit_quant::{ModuleList, ModulePattern, QuantError};
 
+use crate::config::unsupported;
 use crate::scheme::Scheme;
 
 /// The class of every linear of an expert.
@@ -26,12 +27,7 @@ impl Targets {
     ) -> Result<Self, QuantError> {
         let mut targets = Self {
             schemes: Vec::new(),
-            ignored: ModuleList::new(
-                ignore
-                    .iter()
-                    .map(|entry| pattern(entry))
-                    .collect::<Result<Vec<_>, _>>()?,
-            ),
+            ignored: ModuleList::new(ignore.iter().map(|entry| pattern(entry)))?,
             ignores_class: ignore.iter().any(|entry| entry == CLASS),
             exact: BTreeMap::new(),
             regexes: Vec::new(),
@@ -49,6 +45,11 @@ impl Targets {
                 }
             }
             targets.schemes.push(scheme);
+        }
+        if regexes.len() > ModuleList::MAX_REGEXES {
+            let what = format!("{} regular expressions among the targets", regexes.len());
+            let supported = format!("{} of them", ModuleList::MAX_REGEXES);
+            return Err(unsupported(what, &supported));
         }
         for (name, index) in regexes {
             targets.regexes.push((pattern(name)?, index));

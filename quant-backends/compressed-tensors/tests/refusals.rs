@@ -82,6 +82,17 @@ fn scales_that_cannot_be_right_are_named() {
             "{error}"
         );
     }
+    // What the weights are divided by must not make them infinite.
+    let error = refusal(&nvfp4(), nvfp4_linear, |t| {
+        let bytes = 1e-41_f32.to_le_bytes().to_vec();
+        t.insert(
+            format!("{UP}.weight_global_scale"),
+            TensorDtype::F32,
+            [1],
+            bytes,
+        );
+    });
+    assert!(error.contains("its reciprocal must be finite"), "{error}");
     for (bits, value) in [(0x7fc0_u16, "NaN"), (0, "0")] {
         let error = refusal(&int4(), int4_linear, |t| {
             let bytes: Vec<u8> = [bits; 64 * 3]

@@ -1,18 +1,9 @@
 use moekit_quant::{
-    ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, LinearSite, ModuleList,
-    QuantError, ScaleFormat, ScaleGrid, TensorDtype, TensorSource, load_float_linear,
+    ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, F8E8M0_SCALES, FLOAT_SCALES,
+    LinearSite, ModuleList, QuantError, ScaleGrid, TensorDtype, TensorSource, load_float_linear,
 };
 
 use crate::ActivationScheme;
-
-/// The types of scales; a `u8` is the exponent of a power of two.
-const SCALES: [(TensorDtype, ScaleFormat); 5] = [
-    (TensorDtype::F32, ScaleFormat::F32),
-    (TensorDtype::BF16, ScaleFormat::BF16),
-    (TensorDtype::F16, ScaleFormat::F16),
-    (TensorDtype::F8E8M0, ScaleFormat::F8E8M0),
-    (TensorDtype::U8, ScaleFormat::F8E8M0),
-];
 
 /// What the linears of a checkpoint have in common.
 #[derive(Debug)]
@@ -29,8 +20,7 @@ impl Fp8Format {
         site: &LinearSite,
         tensors: &dyn TensorSource,
     ) -> Result<ExpertLinear, QuantError> {
-        // A list may name more than was left out; what is stored decides.
-        if site.is_float(tensors) && self.excluded.contains(site.module())? {
+        if site.is_excluded(tensors, &self.excluded)? {
             return load_float_linear(site, tensors);
         }
         let name = site.tensor("weight");
@@ -46,15 +36,15 @@ impl Fp8Format {
         site: &LinearSite,
         tensors: &dyn TensorSource,
     ) -> Result<ScaleGrid, QuantError> {
-        match self.block {
-            Some(block) => {
-                site.scales(tensors, &site.tensor("weight_scale_inv"), &[block], &SCALES)
-            }
+        let formats = [FLOAT_SCALES, F8E8M0_SCALES].concat();
+        let (companion, blocks) = match self.block {
+            Some(block) => ("weight_scale_inv", vec![block]),
             None => {
-                let blocks = [[usize::MAX, usize::MAX], [1, usize::MAX]];
-                site.scales(tensors, &site.tensor("weight_scale"), &blocks, &SCALES)
+                let (tensor, channel) = ([usize::MAX, usize::MAX], [1, usize::MAX]);
+                ("weight_scale", vec![tensor, channel])
             }
-        }
+        };
+        site.scales(tensors, &site.tensor(companion), &blocks, &formats)
     }
 
     fn input_quant(

@@ -36,9 +36,9 @@ fn scales(tensors: &mut MemorySource, values: [f32; 6]) {
 #[test]
 fn scales_that_cannot_be_right_are_named() {
     for (value, reason) in [
-        (f32::NAN, "scale NaN at [1, 0] of tensor"),
-        (f32::INFINITY, "scale inf at [1, 0] of tensor"),
-        (0.0, "scale 0 at [1, 0] of tensor"),
+        (f32::NAN, "scale NaN at [1, 0] of `"),
+        (f32::INFINITY, "scale inf at [1, 0] of `"),
+        (0.0, "scale 0 at [1, 0] of `"),
     ] {
         let change = |tensors: &mut MemorySource| {
             scales(tensors, [1.0, 1.0, 1.0, value, 1.0, 1.0]);

@@ -111,13 +111,9 @@ impl ModelOpt {
 
     fn excluded(&self) -> Result<ModuleList, QuantError> {
         let entries = [&self.ignore, &self.exclude_modules];
-        let mut patterns = Vec::new();
-        for entry in entries.into_iter().flatten().flatten() {
-            patterns.push(ModulePattern::glob(entry)?);
-            // What holds a linear is excluded with all that it holds.
-            patterns.push(ModulePattern::glob(&format!("{entry}.*"))?);
-        }
-        Ok(ModuleList::new(patterns))
+        let entries = entries.into_iter().flatten().flatten();
+        // What holds a linear is excluded with all that it holds.
+        ModuleList::new(entries.map(|entry| ModulePattern::glob_within(entry)))
     }
 }
 

@@ -1,21 +1,11 @@
 use moekit_quant::{
-    ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, LinearSite, PackedMatrix,
-    QuantError, ScaleFormat, TensorDtype, TensorSource, load_float_linear,
+    ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, F8E4M3_SCALES, F8E8M0_SCALES,
+    FLOAT_SCALES, LinearSite, PackedMatrix, QuantError, TensorDtype, TensorSource,
+    load_float_linear,
 };
 
 use crate::algorithm::Algorithm;
 use crate::config::Plan;
-
-const FLOAT_SCALES: [(TensorDtype, ScaleFormat); 3] = [
-    (TensorDtype::F32, ScaleFormat::F32),
-    (TensorDtype::BF16, ScaleFormat::BF16),
-    (TensorDtype::F16, ScaleFormat::F16),
-];
-const E4M3_SCALES: [(TensorDtype, ScaleFormat); 1] = [(TensorDtype::F8E4M3, ScaleFormat::F8E4M3)];
-const E8M0_SCALES: [(TensorDtype, ScaleFormat); 2] = [
-    (TensorDtype::U8, ScaleFormat::F8E8M0),
-    (TensorDtype::F8E8M0, ScaleFormat::F8E8M0),
-];
 
 /// Loads a linear by the plan of its checkpoint.
 pub(crate) fn load(
@@ -28,13 +18,10 @@ pub(crate) fn load(
             algorithm,
             group_size,
             excluded,
-        } => {
-            // `model.layers.1*`, as ModelOpt writes it, names layer 10, too: what is stored decides.
-            match site.is_float(tensors) && excluded.contains(site.module())? {
-                true => load_float_linear(site, tensors),
-                false => load_quantized(*algorithm, *group_size, site, tensors),
-            }
-        }
+        } => match site.is_excluded(tensors, excluded)? {
+            true => load_float_linear(site, tensors),
+            false => load_quantized(*algorithm, *group_size, site, tensors),
+        },
         Plan::Mixed(formats) => {
             let format = holders(site.module()).find_map(|module| formats.get(module));
             match format {
@@ -81,12 +68,12 @@ fn fp8(
     let name = site.tensor("weight_scale");
     let scales = match algorithm {
         // The shape tells which of the two it is, whatever the configuration says.
-        Algorithm::Fp8 => site.scales(tensors, &name, &[tensor, channel], &FLOAT_SCALES)?,
-        Algorithm::Fp8PerChannel => site.scales(tensors, &name, &[channel], &FLOAT_SCALES)?,
+        Algorithm::Fp8 => site.scales(tensors, &name, &[tensor, channel], FLOAT_SCALES)?,
+        Algorithm::Fp8PerChannel => site.scales(tensors, &name, &[channel], FLOAT_SCALES)?,
         Algorithm::Fp8Blocks => {
-            site.scales(tensors, &name, &[[group_size, group_size]], &FLOAT_SCALES)?
+            site.scales(tensors, &name, &[[group_size, group_size]], FLOAT_SCALES)?
         }
-        _ => site.scales(tensors, &name, &[[1, group_size]], &E8M0_SCALES)?,
+        _ => site.scales(tensors, &name, &[[1, group_size]], F8E8M0_SCALES)?,
     };
     codes.with_scales(scales)
 }
@@ -99,7 +86,7 @@ fn nvfp4(
     let name = site.tensor("weight");
     let codes = site.codes(tensors, &name, CodeFormat::F4E2M1, &[TensorDtype::U8])?;
     let name = site.tensor("weight_scale");
-    let scales = site.scales(tensors, &name, &[[1, group_size]], &E4M3_SCALES)?;
+    let scales = site.scales(tensors, &name, &[[1, group_size]], F8E4M3_SCALES)?;
     let global = site.positive_scalar(tensors, &site.tensor("weight_scale_2"))?;
     Ok(codes.with_scales(scales)?.with_global_scale(global))
 }

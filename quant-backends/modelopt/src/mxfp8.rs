@@ -31,12 +31,11 @@ impl QuantBackend for Mxfp8 {
     ) -> Result<ExpertWeights, QuantError> {
         let excluded = ModuleList::to_not_convert(self.ignored_layers.iter().flatten())?;
         let algorithm = Algorithm::Mxfp8;
-        load_linears(layer, tensors, routing, &|site, tensors| {
-            // A list may name more than was left out; what is stored decides.
-            match site.is_float(tensors) && excluded.contains(site.module())? {
-                true => load_float_linear(site, tensors),
-                false => load_quantized(algorithm, algorithm.group_size(), site, tensors),
-            }
+        load_linears(layer, tensors, routing, &|site, tensors| match site
+            .is_excluded(tensors, &excluded)?
+        {
+            true => load_float_linear(site, tensors),
+            false => load_quantized(algorithm, algorithm.group_size(), site, tensors),
         })
     }
 }

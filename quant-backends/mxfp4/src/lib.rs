@@ -12,8 +12,8 @@
 //! Activations are not quantized.
 
 use moekit_quant::{
-    CodeFormat, ExpertLinear, ExpertWeights, LinearSite, ModuleList, MoeLayerSpec, QuantBackend,
-    QuantError, ScaleFormat, TensorDtype, TensorSource, load_float_linear, load_linears,
+    CodeFormat, ExpertLinear, ExpertWeights, F8E8M0_SCALES, LinearSite, ModuleList, MoeLayerSpec,
+    QuantBackend, QuantError, TensorDtype, TensorSource, load_float_linear, load_linears,
     register_quant_backend,
 };
 use moekit_routing::ExpertRouting;
@@ -43,12 +43,11 @@ impl QuantBackend for Mxfp4 {
     ) -> Result<ExpertWeights, QuantError> {
         let listed = self.modules_to_not_convert.iter().flatten();
         let excluded = ModuleList::to_not_convert(listed)?;
-        load_linears(layer, tensors, routing, &|site, tensors| {
-            // A list may name more than was left out; what is stored decides.
-            match site.is_float(tensors) && excluded.contains(site.module())? {
-                true => load_float_linear(site, tensors),
-                false => load_mxfp4_linear(site, tensors),
-            }
+        load_linears(layer, tensors, routing, &|site, tensors| match site
+            .is_excluded(tensors, &excluded)?
+        {
+            true => load_float_linear(site, tensors),
+            false => load_mxfp4_linear(site, tensors),
         })
     }
 }
@@ -73,10 +72,7 @@ fn load_mxfp4_linear(
     }
     let blocks = site.tensor("blocks");
     let codes = site.codes(tensors, &blocks, CodeFormat::F4E2M1, &[TensorDtype::U8])?;
-    let formats = [
-        (TensorDtype::U8, ScaleFormat::F8E8M0),
-        (TensorDtype::F8E8M0, ScaleFormat::F8E8M0),
-    ];
-    let scales = site.scales(tensors, &site.tensor("scales"), &[[1, GROUP]], &formats)?;
+    let name = site.tensor("scales");
+    let scales = site.scales(tensors, &name, &[[1, GROUP]], F8E8M0_SCALES)?;
     site.linear(tensors, codes.with_scales(scales)?)
 }

@@ -43,7 +43,7 @@ fn wrong_tensors_are_named() {
         );
     });
     assert!(
-        error.contains(&format!("scale NaN at [0, 0] of tensor `{UP}.scales`")),
+        error.contains(&format!("scale NaN at [0, 0] of `{UP}.scales`")),
         "{error}"
     );
     let error = refusal(&mxfp4(), linear, |t| {

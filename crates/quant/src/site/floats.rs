@@ -92,10 +92,33 @@ impl LinearSite {
         match value.is_finite() && value > 0.0 {
             true => Ok(value),
             false => Err(QuantError::Scale {
-                tensor: name.to_owned(),
+                name: name.to_owned(),
                 at: Vec::new(),
                 value,
                 reason: "it must be positive and finite",
+            }),
+        }
+    }
+
+    /// The reciprocal of a scale that belongs to the whole linear, for formats that store what they
+    /// divided by, see [`LinearSite::scalar`].
+    ///
+    /// # Errors
+    ///
+    /// As [`LinearSite::positive_scalar`], or if the reciprocal is too large for `f32`.
+    pub fn positive_reciprocal(
+        &self,
+        tensors: &dyn TensorSource,
+        name: &str,
+    ) -> Result<f32, QuantError> {
+        let value = self.positive_scalar(tensors, name)?;
+        match value.recip() {
+            reciprocal if reciprocal.is_finite() => Ok(reciprocal),
+            _ => Err(QuantError::Scale {
+                name: name.to_owned(),
+                at: Vec::new(),
+                value,
+                reason: "its reciprocal must be finite",
             }),
         }
     }

@@ -3,9 +3,10 @@ mod floats;
 mod tensors;
 
 use crate::spec::FusedTensor;
-use crate::{QuantError, TensorSource};
+use crate::{ModuleList, QuantError, TensorSource};
 
 pub use floats::{load_float_linear, read_floats};
+pub use tensors::{F8E4M3_SCALES, F8E8M0_SCALES, FLOAT_SCALES};
 
 /// Which linear of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,6 +131,21 @@ impl LinearSite {
     pub fn is_float(&self, tensors: &dyn TensorSource) -> bool {
         let info = tensors.info(&self.tensor("weight"));
         info.is_some_and(|info| floats::float_format(&info).is_some())
+    }
+
+    /// Whether the linear is one of those that a quantizer left alone: stored as floats, and in the
+    /// list of the configuration. A list may name more than was left alone (`model.layers.1*` names
+    /// layer 10, too); what is stored decides.
+    ///
+    /// # Errors
+    ///
+    /// If a pattern of the list takes too long.
+    pub fn is_excluded(
+        &self,
+        tensors: &dyn TensorSource,
+        list: &ModuleList,
+    ) -> Result<bool, QuantError> {
+        Ok(self.is_float(tensors) && list.contains(&self.module)?)
     }
 
     /// An error of a backend that cannot read the linear.

@@ -9,6 +9,21 @@ use crate::{
     TensorInfo, TensorSource,
 };
 
+/// The types of tensors that hold scales as floats, and how to read each.
+pub const FLOAT_SCALES: &[(TensorDtype, ScaleFormat)] = &[
+    (TensorDtype::F32, ScaleFormat::F32),
+    (TensorDtype::BF16, ScaleFormat::BF16),
+    (TensorDtype::F16, ScaleFormat::F16),
+];
+/// The types of tensors that hold scales as 8-bit floats.
+pub const F8E4M3_SCALES: &[(TensorDtype, ScaleFormat)] =
+    &[(TensorDtype::F8E4M3, ScaleFormat::F8E4M3)];
+/// The types of tensors that hold scales as powers of two; a `u8` is the exponent.
+pub const F8E8M0_SCALES: &[(TensorDtype, ScaleFormat)] = &[
+    (TensorDtype::F8E8M0, ScaleFormat::F8E8M0),
+    (TensorDtype::U8, ScaleFormat::F8E8M0),
+];
+
 impl LinearSite {
     /// Type and shape of a tensor that the linear needs.
     ///
@@ -149,7 +164,7 @@ impl LinearSite {
         let grid = ScaleGrid::new(*format, cut.shape, [block_rows, block[1]], strides, bytes)?;
         if let Some((at, value)) = grid.not_finite() {
             return Err(QuantError::Scale {
-                tensor: name.to_owned(),
+                name: name.to_owned(),
                 at: at.to_vec(),
                 value,
                 reason: "it must be finite",
@@ -176,7 +191,7 @@ impl LinearSite {
     ) -> Result<ExpertLinear, QuantError> {
         if let Some(at) = weight.vanishing_block() {
             return Err(QuantError::Scale {
-                tensor: format!("scales of {}", self.module),
+                name: self.module.clone(),
                 at: at.to_vec(),
                 value: 0.0,
                 reason: "its block holds codes that are not 0",

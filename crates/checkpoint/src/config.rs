@@ -12,7 +12,7 @@ const MAX_LAYERS: usize = 1 << 14;
 
 /// What a family reads: `config.json` and the names of the checkpoint's tensors.
 ///
-/// A key is looked up in the text model's own configuration (`text_config`) first. Every getter
+/// A key is looked up in the text model's own configuration (`text_config`, `llm_config`) first. Every getter
 /// takes the spellings of a key in order of preference; `null` is as good as missing.
 #[derive(Debug)]
 pub struct ModelConfig<'a> {
@@ -24,13 +24,9 @@ pub struct ModelConfig<'a> {
 impl<'a> ModelConfig<'a> {
     /// A configuration and the names of the tensors, as far as they are known.
     pub fn new(config: &'a Value, tensors: impl IntoIterator<Item = &'a str>) -> Self {
-        let text = config
-            .get("text_config")
-            .or_else(|| config.get("llm_config"))
-            .filter(|text| text.is_object());
         Self {
             root: config,
-            text,
+            text: text_config(config),
             tensors: tensors.into_iter().collect(),
         }
     }
@@ -303,4 +299,12 @@ impl<'a> ModelConfig<'a> {
             supported: supported.to_owned(),
         }
     }
+}
+
+/// The configuration of the text model within that of a model of more than text.
+pub(crate) fn text_config(config: &Value) -> Option<&Value> {
+    let mut found = ["text_config", "llm_config"]
+        .iter()
+        .filter_map(|key| config.get(key));
+    found.find(|text| text.is_object())
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::CheckpointError;
+use crate::config::text_config;
 
 /// The quantization of a checkpoint, with `quant_method`.
 ///
@@ -13,9 +14,7 @@ pub(crate) fn merge(
     config: &Value,
     separate: Option<Value>,
 ) -> Result<Option<Value>, CheckpointError> {
-    let nested = config
-        .get("text_config")
-        .and_then(|text| text.get("quantization_config"));
+    let nested = text_config(config).and_then(|text| text.get("quantization_config"));
     let inline = config
         .get("quantization_config")
         .filter(|value| !value.is_null())

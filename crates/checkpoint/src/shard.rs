@@ -11,6 +11,8 @@ use crate::CheckpointError;
 
 /// Bytes of the header's length.
 const LENGTH_BYTES: usize = 8;
+/// What Git LFS leaves in place of a file that was not fetched begins with.
+const GIT_LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Largest header, as the `safetensors` crate has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -52,6 +54,11 @@ fn map(file: &File) -> std::io::Result<Bytes> {
 
 /// The tensors of a safetensors file.
 pub(crate) fn parse(file: &Bytes) -> Result<Vec<(String, MappedTensor)>, String> {
+    if file.starts_with(GIT_LFS_POINTER) {
+        return Err(
+            "it is a pointer of Git LFS; `git lfs pull` fetches the file itself".to_owned(),
+        );
+    }
     let Some(length) = file.first_chunk::<LENGTH_BYTES>() else {
         return Err(format!(
             "it has {} bytes, fewer than the {LENGTH_BYTES} of the header's length",

@@ -118,6 +118,14 @@ fn truncated_files_are_told() {
     assert!(error(dir.path()).contains("neither model.safetensors"));
 }
 
+#[test]
+fn files_that_were_not_fetched_are_told() {
+    let dir = directory("{}", "model.safetensors", "a");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    fs::write(dir.path().join("model.safetensors"), pointer).unwrap();
+    assert!(error(dir.path()).contains("`git lfs pull`"));
+}
+
 /// A header that claims gigabytes costs nothing.
 #[test]
 fn headers_that_claim_gigabytes_are_told() {
@@ -207,6 +215,8 @@ fn quantization_is_found_wherever_it_is() {
     let top = json!({ "quantization_config": inline });
     assert_eq!(quantization(&top, None).unwrap().as_ref(), Some(&inline));
     let nested = json!({ "quantization_config": null, "text_config": top });
+    assert_eq!(quantization(&nested, None).unwrap().as_ref(), Some(&inline));
+    let nested = json!({ "llm_config": top });
     assert_eq!(quantization(&nested, None).unwrap().as_ref(), Some(&inline));
     assert_eq!(
         quantization(&json!({ "text_config": {} }), None).unwrap(),

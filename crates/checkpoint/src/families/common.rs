@@ -1,8 +1,8 @@
 //! What several families share.
 
 use moekit_quant::{
-    ExpertGroups, ExpertLayout, GroupScore, MlpNames, RouterSpec, ScoringFunction,
-    SharedExpertsSpec,
+    ExpertGroups, ExpertLayout, GroupScore, MlpNames, MoeLayerSpec, MoeModelSpec, RouterSpec,
+    ScoringFunction, SharedExpertsSpec,
 };
 
 use crate::{CheckpointError, ModelConfig};
@@ -77,17 +77,44 @@ pub(super) fn scoring(
     }
 }
 
-/// DeepSeek-V3's router: biased scores choose, groups compete by their two best, unbiased scores
-/// weigh.
-pub(super) fn noaux_tc_router(
+/// What a family with DeepSeek-V3's router takes for what its configuration leaves out.
+pub(super) struct NoauxTcDefaults {
+    /// `n_group` and `topk_group`.
+    pub(super) groups: [usize; 2],
+    pub(super) routed_scaling_factor: f32,
+    pub(super) first_k_dense_replace: usize,
+}
+
+/// A model with DeepSeek-V3's router (`noaux_tc`: biased scores choose, groups compete by their two
+/// best, unbiased scores weigh), shared experts and dense first layers.
+pub(super) fn noaux_tc(
     config: &ModelConfig<'_>,
-    layer: &str,
-    groups: Option<ExpertGroups>,
-) -> Result<RouterSpec, CheckpointError> {
-    let mut router = RouterSpec::new(format!("{layer}.mlp.gate.weight"));
-    router.correction_bias = Some(format!("{layer}.mlp.gate.e_score_correction_bias"));
-    router.scoring = scoring(config, "sigmoid")?;
-    router.groups = groups;
-    router.renormalize = config.flag_or(&["norm_topk_prob"], true)?;
-    Ok(router)
+    defaults: &NoauxTcDefaults,
+) -> Result<MoeModelSpec, CheckpointError> {
+    let sizes = sizes(config, "moe_intermediate_size")?;
+    let activation = config.activation()?;
+    let groups = groups(config, GroupScore::Top2Sum, defaults.groups)?;
+    let scoring = scoring(config, "sigmoid")?;
+    let renormalize = config.flag_or(&["norm_topk_prob"], true)?;
+    let scaling = config.float(&["routed_scaling_factor"])?;
+    let num_shared = config.count(&["n_shared_experts"])?.unwrap_or(1);
+    let first = config.count(&["first_k_dense_replace"])?;
+    let first = first.unwrap_or(defaults.first_k_dense_replace);
+    let step = config.count(&["moe_layer_freq"])?.unwrap_or(1).max(1);
+    config.layers("mlp.gate.weight", |index, layer| {
+        if index < first || !index.is_multiple_of(step) {
+            return Ok(None);
+        }
+        let mut router = RouterSpec::new(format!("{layer}.mlp.gate.weight"));
+        router.correction_bias = Some(format!("{layer}.mlp.gate.e_score_correction_bias"));
+        router.scoring = scoring;
+        router.groups = groups;
+        router.renormalize = renormalize;
+        router.routed_scaling_factor = scaling.unwrap_or(defaults.routed_scaling_factor);
+        let experts = per_expert(format!("{layer}.mlp.experts"), MlpNames::proj());
+        let mut spec = MoeLayerSpec::new(index, sizes, experts, router);
+        spec.activation = activation;
+        spec.shared = shared_experts(layer, num_shared, sizes[3]);
+        Ok(Some(spec))
+    })
 }

@@ -75,10 +75,11 @@ impl ScaleGrid {
         Self::new(format, [1, 1], matrix, [0, 0], bytes)
     }
 
-    /// The same scales for a matrix whose first weight is number `phase` of its block.
+    /// The same scales for a matrix whose first weight is number `phase` of its block, counted from
+    /// 0 and modulo the size of a block.
     #[must_use]
     pub fn with_phase(mut self, phase: [usize; 2]) -> Self {
-        self.phase = phase;
+        self.phase = [0, 1].map(|axis| phase[axis] % self.block[axis]);
         self
     }
 
@@ -138,6 +139,16 @@ impl ScaleGrid {
     /// The block of index `index` along an axis (0 rows, 1 columns).
     pub(crate) fn block_of(&self, axis: usize, index: usize) -> usize {
         index.saturating_add(self.phase[axis]) / self.block[axis]
+    }
+
+    /// Where in its block an index lies: `(index + phase) % block` without overflow.
+    fn phase_of(&self, axis: usize, index: usize) -> usize {
+        let (phase, block) = (self.phase[axis], self.block[axis]);
+        let (within, to_end) = (index % block, block - phase);
+        match within.checked_sub(to_end) {
+            Some(next) => next,
+            None => within + phase,
+        }
     }
 
     /// The first block whose scale is NaN or infinite, and that scale.
@@ -204,8 +215,7 @@ impl ScaleGrid {
         let start = first[0] * self.strides[0] + first[1] * self.strides[1];
         let bytes = self.bytes.slice(start..);
         let grid = Self::new(self.format, shape, self.block, self.strides, bytes)?;
-        let phase = |axis: usize| (part[axis].start + self.phase[axis]) % self.block[axis];
-        Ok(grid.with_phase([phase(0), phase(1)]))
+        Ok(grid.with_phase([0, 1].map(|axis| self.phase_of(axis, part[axis].start))))
     }
 
     pub(crate) fn covers(&self, rows: usize, cols: usize) -> bool {
@@ -243,6 +253,15 @@ mod tests {
         assert_eq!(grid.at(4, 3), Some(4.0));
         assert_eq!(grid.at(8, 0), None);
         assert!(grid.covers(5, 4) && !grid.covers(9, 4) && !grid.covers(5, 7));
+        let huge = ScaleGrid {
+            block: [usize::MAX, usize::MAX],
+            ..grid.clone()
+        };
+        let huge = huge.with_phase([usize::MAX - 1, usize::MAX]);
+        assert_eq!((huge.at(0, 0), huge.at(1, 0)), (Some(1.0), Some(3.0)));
+        let part = huge.slice(&[0..9, 3..4]).unwrap();
+        assert_eq!((part.at(0, 0), part.at(1, 0)), (Some(1.0), Some(3.0)));
+        assert_eq!(huge.slice(&[3..9, 3..4]).unwrap().at(5, 0), Some(3.0));
         let cut = grid.with_phase([3, 1]);
         assert_eq!(cut.at(0, 0), Some(1.0));
         assert_eq!(cut.at(1, 2), Some(4.0));

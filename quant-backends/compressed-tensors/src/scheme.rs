@@ -82,7 +82,7 @@ fn weights(
         ));
     }
     if let Some(order) = &args.actorder {
-        let stored_in_order = order == &false || order == "weight" || order == "static";
+        let stored_in_order = *order == false || order == "weight" || order == "static";
         if !stored_in_order {
             let supported = "null, false, \"weight\", \"static\"";
             return Err(unsupported(format!("actorder {order}"), supported));

@@ -1,0 +1,5 @@
+//! libFuzzer runs `experts`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| moekit_fuzz::experts(data));

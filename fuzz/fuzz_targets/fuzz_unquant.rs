@@ -1,0 +1,5 @@
+//! libFuzzer runs `unquant`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| moekit_fuzz::unquant(data));

@@ -1,0 +1,321 @@
+//! The experts' kernel: any formats, layouts, batches and ids.
+
+use std::sync::Arc;
+
+use arbitrary::{Result, Unstructured};
+use bytes::Bytes;
+use half::bf16;
+use moekit_kernels::{ActivationQuantMode, CpuKernel, ExpertBatch, RouterWeight, Rows};
+use moekit_quant::{
+    Activation, ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, ExpertMlp,
+    ExpertWeights, PackedMatrix, ScaleFormat, ScaleGrid,
+};
+
+use crate::pick::{pick, size};
+use crate::views::CODES;
+
+/// Multiplies. A row's result must not depend on the rows beside it, must be the sum of its slots,
+/// and near what plain loops in double precision give.
+pub fn experts(data: &[u8]) {
+    let _ = run(&mut Unstructured::new(data));
+}
+
+fn run(u: &mut Unstructured<'_>) -> Result<()> {
+    let kernel = CpuKernel::default();
+    let (hidden_size, intermediate) = (size(u)?, size(u)?);
+    let activation = activation(u)?;
+    let experts: Vec<_> = (0..u.int_in_range(1..=3)?)
+        .map(|_| expert(u, activation.is_gated(), [intermediate, hidden_size]))
+        .collect::<Result<_>>()?;
+    let num_experts = experts.len();
+    let mut weights = ExpertWeights::new(hidden_size, intermediate, experts).expect("they fit");
+    if u.ratio(1, 32)? {
+        // Anyone may set the fields; what does not fit must be refused.
+        let (is_gated, sizes) = (u.arbitrary()?, [size(u)?, size(u)?]);
+        let other = expert(u, is_gated, sizes)?;
+        weights.experts.push(other);
+    }
+
+    let num_rows = pick(u, &[0, 1, 2, 3, 5, 8, 17, 33])?;
+    let top_k = u.int_in_range(1..=4)?;
+    let last = num_experts as i64 - 1;
+    let ids: Vec<i64> = (0..num_rows * top_k)
+        .map(|_| match u.ratio(1, 200)? {
+            true => u.arbitrary(),
+            false => u.int_in_range(-1..=last),
+        })
+        .collect::<Result<_>>()?;
+    let router_weights = vec![pick(u, &[0.5, 1.0, -2.0])?; ids.len()];
+    let noise = u.arbitrary::<[i8; 11]>()?;
+    let hidden: Vec<bf16> = (0..num_rows * hidden_size)
+        .map(|i| bf16::from_f32(f32::from(noise[i % noise.len()]) / 64.0))
+        .collect();
+    let single: Vec<f32> = hidden.iter().map(|v| v.to_f32()).collect();
+    let is_half: bool = u.arbitrary()?;
+    let rows = |range: std::ops::Range<usize>| match is_half {
+        true => Rows::Bf16(&hidden[range]),
+        false => Rows::F32(&single[range]),
+    };
+    let place = pick(u, &[RouterWeight::OnOutput, RouterWeight::OnInput])?;
+    let mode = pick(u, &[ActivationQuantMode::Off, ActivationQuantMode::Emulate])?;
+
+    let batch = |from: usize, to: usize| {
+        let hidden = rows(from * hidden_size..to * hidden_size);
+        let (ids, weights) = (
+            &ids[from * top_k..to * top_k],
+            &router_weights[from * top_k..to * top_k],
+        );
+        let batch = ExpertBatch::new(hidden, hidden_size, ids, weights, top_k).expect("it fits");
+        batch.with_router_weight(place).with_activation_quant(mode)
+    };
+    let Ok(all) = kernel.experts(&weights, activation, &batch(0, num_rows)) else {
+        return Ok(());
+    };
+    assert_eq!(all.len(), num_rows * hidden_size);
+    let slots = kernel.experts_per_slot(&weights, activation, &batch(0, num_rows));
+    let slots = slots.expect("as the sum of them");
+    for row in 0..num_rows {
+        let own = &all[row * hidden_size..(row + 1) * hidden_size];
+        let alone = kernel.experts(&weights, activation, &batch(row, row + 1));
+        assert_eq!(bits(own), bits(&alone.expect("as in company")), "row {row}");
+        let mut sum = vec![0.0_f32; hidden_size];
+        for slot in row * top_k..(row + 1) * top_k {
+            let term = &slots[slot * hidden_size..(slot + 1) * hidden_size];
+            assert!(ids[slot] >= 0 || term.iter().all(|v| v.to_bits() == 0));
+            if ids[slot] >= 0 {
+                sum.iter_mut().zip(term).for_each(|(sum, v)| *sum += v);
+            }
+        }
+        near(own, &sum, 1e-5);
+        if mode == ActivationQuantMode::Off {
+            let x = &single[row * hidden_size..(row + 1) * hidden_size];
+            let ids = &ids[row * top_k..(row + 1) * top_k];
+            let weight = router_weights[row * top_k];
+            near(
+                own,
+                &reference(&weights, activation, x, ids, (weight, place)),
+                1e-4,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether two rows are the same but for rounding, which grows with the largest term.
+fn near(a: &[f32], b: &[f32], tolerance: f32) {
+    let scale = b.iter().fold(1e-3_f32, |max, v| max.max(v.abs()));
+    for (a, b) in a.iter().zip(b) {
+        // Where terms overflow, how far they got depends on the order.
+        if a.is_finite() && b.is_finite() {
+            assert!((a - b).abs() <= tolerance * scale, "{a} {b}");
+        }
+    }
+}
+
+fn reference(
+    weights: &ExpertWeights,
+    activation: Activation,
+    x: &[f32],
+    ids: &[i64],
+    (weight, place): (f32, RouterWeight),
+) -> Vec<f32> {
+    let mut sum = vec![0.0_f64; x.len()];
+    let (before, after) = match place {
+        RouterWeight::OnInput => (weight, 1.0),
+        RouterWeight::OnOutput => (1.0, weight),
+    };
+    let x: Vec<f64> = x
+        .iter()
+        .map(|v| f64::from(*v) * f64::from(before))
+        .collect();
+    for id in ids.iter().filter_map(|&id| usize::try_from(id).ok()) {
+        let expert = &weights.experts[id];
+        let up = linear(&expert.up, &x);
+        let gate = expert.gate.as_ref().map(|gate| linear(gate, &x));
+        let inner: Vec<f64> = up
+            .iter()
+            .enumerate()
+            .map(|(i, up)| {
+                let gate = gate.as_ref().map_or(0.0, |gate| gate[i]);
+                f64::from(activation.apply(gate as f32, *up as f32))
+            })
+            .collect();
+        for (sum, y) in sum.iter_mut().zip(linear(&expert.down, &inner)) {
+            *sum += y * f64::from(after);
+        }
+    }
+    sum.into_iter().map(|v| v as f32).collect()
+}
+
+fn linear(linear: &ExpertLinear, x: &[f64]) -> Vec<f64> {
+    let mut row = vec![0.0; x.len()];
+    (0..linear.weight.rows())
+        .map(|r| {
+            linear
+                .weight
+                .dequantize_row(r, &mut row)
+                .expect("the row exists");
+            let product: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
+            product + linear.bias.as_ref().map_or(0.0, |bias| f64::from(bias[r]))
+        })
+        .collect()
+}
+
+/// One bit pattern for every NaN.
+fn bits(values: &[f32]) -> Vec<u32> {
+    let bits = |v: &f32| if v.is_nan() { u32::MAX } else { v.to_bits() };
+    values.iter().map(bits).collect()
+}
+
+fn activation(u: &mut Unstructured<'_>) -> Result<Activation> {
+    let limit = pick(u, &[None, Some(1.5)])?;
+    pick(
+        u,
+        &[
+            Activation::Silu { limit },
+            Activation::Gelu { limit },
+            Activation::GeluTanh { limit },
+            Activation::SwigluOai {
+                alpha: 1.702,
+                beta: 1.0,
+                limit,
+            },
+            Activation::SwigluStep { limit: 2.0 },
+            Activation::SiluNoMul,
+            Activation::GeluNoMul,
+            Activation::GeluTanhNoMul,
+            Activation::Relu2NoMul,
+        ],
+    )
+}
+
+fn expert(
+    u: &mut Unstructured<'_>,
+    is_gated: bool,
+    [intermediate, hidden]: [usize; 2],
+) -> Result<Arc<ExpertMlp>> {
+    let gate = match is_gated {
+        true => Some(packed_linear(u, [intermediate, hidden])?),
+        false => None,
+    };
+    let up = packed_linear(u, [intermediate, hidden])?;
+    let down = packed_linear(u, [hidden, intermediate])?;
+    Ok(Arc::new(ExpertMlp::new(gate, up, down).expect("they fit")))
+}
+
+/// A linear of any format with codes of middling size, dense, strided or transposed, anywhere in
+/// its bytes.
+fn packed_linear(u: &mut Unstructured<'_>, [rows, cols]: [usize; 2]) -> Result<ExpertLinear> {
+    let format = pick(u, CODES)?;
+    let noise = u.arbitrary::<[u8; 7]>()?;
+    let offset = u.int_in_range(0..=3)?;
+    let strides = match (format.bytes(), u.int_in_range(0..=2)?) {
+        // Transposed, as a fused parameter lies.
+        (Some(bytes), 0) => [bytes, rows * bytes],
+        // Every other row.
+        (bytes, 1) => [2 * format.row_bytes(cols), bytes.unwrap_or(0)],
+        (bytes, _) => [format.row_bytes(cols), bytes.unwrap_or(0)],
+    };
+    let end = (rows - 1) * strides[0]
+        + match format.bytes() {
+            Some(bytes) => (cols - 1) * strides[1] + bytes,
+            None => cols.div_ceil(2),
+        };
+    let bytes = match format {
+        CodeFormat::F32 => pattern(end + offset, 4, &noise, 0x3e),
+        CodeFormat::F16 | CodeFormat::BF16 => pattern(end + offset, 2, &noise, 0x3c),
+        // Without NaN.
+        CodeFormat::F8E4M3 => pattern(end + offset, usize::MAX, &noise.map(|v| v & 0xb7), 0),
+        _ => pattern(end + offset, usize::MAX, &noise, 0),
+    };
+    // Strides count from the first code.
+    let codes = bytes.slice(offset..);
+    let mut matrix = PackedMatrix::new(format, [rows, cols], strides, codes).expect("it fits");
+    if u.arbitrary()? {
+        matrix = matrix
+            .with_scales(grid(u, [rows, cols], false)?)
+            .expect("it covers all");
+    }
+    if u.ratio(1, 4)? {
+        matrix = matrix
+            .with_zero_points(grid(u, [rows, cols], true)?)
+            .expect("it covers all");
+    }
+    let mut linear = ExpertLinear::new(matrix.with_global_scale(pick(u, &[1.0, 0.25])?));
+    if u.ratio(1, 4)? {
+        linear.bias = Some((0..rows).map(|r| r as f32 / 16.0).collect());
+    }
+    let format = pick(
+        u,
+        &[
+            ActivationFormat::F8E4M3,
+            ActivationFormat::I8,
+            ActivationFormat::F4E2M1,
+        ],
+    )?;
+    linear.input_quant = pick(
+        u,
+        &[
+            None,
+            Some(ActivationQuant::PerToken { format }),
+            Some(ActivationQuant::Mx { format }),
+            Some(ActivationQuant::Static {
+                format,
+                scale: 0.01,
+            }),
+            Some(ActivationQuant::Nvfp4 { scale: 0.01 }),
+            Some(ActivationQuant::PerGroup {
+                format,
+                group_size: 24,
+                power_of_two: true,
+            }),
+        ],
+    )?;
+    Ok(linear)
+}
+
+fn grid(u: &mut Unstructured<'_>, matrix: [usize; 2], is_zero_point: bool) -> Result<ScaleGrid> {
+    let block = [pick(u, &[1, 3, 16, 32])?, pick(u, &[1, 5, 16, 32, 128])?];
+    let phase = match u.ratio(1, 4)? {
+        true => [
+            u.int_in_range(0..=block[0] - 1)?,
+            u.int_in_range(0..=block[1] - 1)?,
+        ],
+        false => [0, 0],
+    };
+    let shape = [0, 1].map(|axis| (matrix[axis] + phase[axis]).div_ceil(block[axis]));
+    let format = match is_zero_point {
+        true => ScaleFormat::I8,
+        false => pick(
+            u,
+            &[
+                ScaleFormat::F32,
+                ScaleFormat::F16,
+                ScaleFormat::BF16,
+                ScaleFormat::F8E4M3,
+                ScaleFormat::F8E8M0,
+            ],
+        )?,
+    };
+    let noise = u.arbitrary::<[u8; 7]>()?;
+    let size = format.bytes();
+    let len = shape[0] * shape[1] * size;
+    let bytes = match format {
+        ScaleFormat::F8E4M3 => pattern(len, 1, &noise, 0x2c),
+        ScaleFormat::F8E8M0 => pattern(len, 1, &noise, 126),
+        ScaleFormat::I8 => pattern(len, usize::MAX, &noise.map(|v| v & 7), 0),
+        _ => pattern(len, size, &noise, if size == 4 { 0x3e } else { 0x38 }),
+    };
+    let strides = [shape[1] * size, size];
+    let grid = ScaleGrid::new(format, shape, block, strides, bytes).expect("it fits");
+    Ok(grid.with_phase(phase))
+}
+
+/// Noise whose every `size`th byte (the exponent of a float) is `last`.
+fn pattern(len: usize, size: usize, noise: &[u8], last: u8) -> Bytes {
+    let byte = |i: usize| match i % size == size - 1 {
+        true => last,
+        false => noise[i % noise.len()],
+    };
+    (0..len).map(byte).collect()
+}

@@ -53,8 +53,36 @@ impl<'a> ModelConfig<'a> {
         (*outermost).clone_into(&mut model.model_type);
         for layer in &model.layers {
             layer.check()?;
+            self.check_parts(layer)?;
         }
         Ok(model)
+    }
+
+    /// A part of the layer that the checkpoint holds and the configuration does not speak of would
+    /// be left out in silence.
+    fn check_parts(&self, layer: &MoeLayerSpec) -> Result<(), CheckpointError> {
+        let index = format!(".{}.", layer.layer);
+        let Some((before, _)) = layer.router.weight.split_once(&index) else {
+            return Ok(());
+        };
+        let prefix = format!("{before}{index}");
+        let inside = self.tensors.range(prefix.as_str()..);
+        for name in inside.take_while(|name| name.starts_with(&prefix)) {
+            for (part, is_known) in [
+                ("shared_expert", layer.shared.is_some()),
+                (
+                    "e_score_correction_bias",
+                    layer.router.correction_bias.is_some(),
+                ),
+            ] {
+                if name.contains(part) && !is_known {
+                    let what = format!("tensor `{name}` without a word of it in config.json");
+                    let supported = "layers whose shared experts and biases are configured";
+                    return Err(self.unsupported(what, supported));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// `model_type` of the outermost configuration that has one.

@@ -346,6 +346,28 @@ fn names_tell_prefix_and_layout() {
     assert!(matches!(experts, ExpertLayout::PerExpert { .. }));
 }
 
+/// What the configuration forgets is not left out in silence.
+#[test]
+fn parts_that_the_configuration_forgets_are_told() {
+    let model = |config: &Value, name: &str| {
+        let names = ["model.layers.1.mlp.gate.weight", name];
+        ModelConfig::new(config, names).model()
+    };
+    let shared = "model.layers.1.mlp.shared_expert.up_proj.weight";
+    let error = model(&qwen3(), shared).unwrap_err().to_string();
+    assert!(error.contains(shared), "{error}");
+    let known = with(&qwen3(), "shared_expert_intermediate_size", json!(4));
+    assert!(model(&known, shared).is_ok());
+    let bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+    let error = model(&qwen3(), bias).unwrap_err().to_string();
+    assert!(error.contains(bias), "{error}");
+    // Layer 11 is not layer 1.
+    assert!(model(&qwen3(), "model.layers.11.mlp.shared_expert.up_proj.weight").is_ok());
+    let none = with(&deepseek_v3(), "n_shared_experts", json!(0));
+    let shared = "model.layers.3.mlp.shared_experts.up_proj.weight";
+    assert!(model(&none, shared).is_err() && model(&deepseek_v3(), shared).is_ok());
+}
+
 /// Qwen3-VL's fused experts lie as `[in, out]`, those of its successors as `[out, in]`.
 #[test]
 fn vision_models() {

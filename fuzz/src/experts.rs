@@ -5,13 +5,14 @@ use std::sync::Arc;
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use half::bf16;
-use moekit_kernels::{ActivationQuantMode, CpuKernel, ExpertBatch, RouterWeight, Rows};
+use moekit_kernels::{ActivationQuantMode, ExpertBatch, RouterWeight, Rows};
 use moekit_quant::{
     Activation, ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, ExpertMlp,
     ExpertWeights, PackedMatrix, ScaleFormat, ScaleGrid,
 };
 
 use crate::pick::{pick, size};
+use crate::router::kernel;
 use crate::views::CODES;
 
 /// Multiplies. A row's result must not depend on the rows beside it, must be the sum of its slots,
@@ -21,7 +22,7 @@ pub fn experts(data: &[u8]) {
 }
 
 fn run(u: &mut Unstructured<'_>) -> Result<()> {
-    let kernel = CpuKernel::default();
+    let kernel = kernel(u)?;
     let (hidden_size, intermediate) = (size(u)?, size(u)?);
     let activation = activation(u)?;
     let experts: Vec<_> = (0..u.int_in_range(1..=3)?)
@@ -91,11 +92,9 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             let x = &single[row * hidden_size..(row + 1) * hidden_size];
             let ids = &ids[row * top_k..(row + 1) * top_k];
             let weight = router_weights[row * top_k];
-            near(
-                own,
-                &reference(&weights, activation, x, ids, (weight, place)),
-                1e-4,
-            );
+            let expected = reference(&weights, activation, x, ids, (weight, place));
+            // Rows in bf16 may meet weights in bf16 products.
+            near(own, &expected, if is_half { 5e-2 } else { 1e-4 });
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
-//! The gate: any router over any logits.
+//! The gate: logits of any shape, any router over any logits.
 
 use arbitrary::{Result, Unstructured};
-use moekit_kernels::{CpuKernel, Router};
+use half::bf16;
+use moekit_kernels::{CpuKernel, Isa, Router, Rows};
 use moekit_quant::{ExpertGroups, GroupScore, RouterSpec, ScoringFunction, TopKSelection};
 
 use crate::pick::pick;
@@ -9,7 +10,69 @@ use crate::pick::pick;
 /// Routes. The experts of a token must be different ones, in order of their weights, and depend on
 /// its own logits alone.
 pub fn router(data: &[u8]) {
-    let _ = run(&mut Unstructured::new(data));
+    let mut u = Unstructured::new(data);
+    let _ = match u.arbitrary() {
+        Ok(true) => multiply(&mut u),
+        _ => run(&mut u),
+    };
+}
+
+/// Logits by any instruction set, from rows that begin anywhere: near plain sums in double
+/// precision, and the same for a token alone.
+fn multiply(u: &mut Unstructured<'_>) -> Result<()> {
+    let kernel = kernel(u)?;
+    let hidden_size = u.int_in_range(1..=70)?;
+    let (num_tokens, num_experts) = (u.int_in_range(0..=19)?, u.int_in_range(0..=19)?);
+    let offset = u.int_in_range(0..=3)?;
+    let noise = u.arbitrary::<[i8; 11]>()?;
+    let values = |len: usize, scale: f32| -> Vec<bf16> {
+        let value = |i: usize| f32::from(noise[(i * i + i / 5) % noise.len()]) * scale;
+        (0..len).map(|i| bf16::from_f32(value(i))).collect()
+    };
+    let hidden = values(offset + num_tokens * hidden_size, 1.0 / 64.0);
+    let weight = values(offset + num_experts * hidden_size, 1.0 / 32.0);
+    let single = |values: &[bf16]| -> Vec<f32> { values.iter().map(|v| v.to_f32()).collect() };
+    let (hidden_f32, weight_f32) = (single(&hidden), single(&weight));
+    let (hidden_f32, weight_f32) = (&hidden_f32[offset..], &weight_f32[offset..]);
+    let weight = match u.arbitrary()? {
+        true => Rows::Bf16(&weight[offset..]),
+        false => Rows::F32(weight_f32),
+    };
+    let is_half: bool = u.arbitrary()?;
+    let rows = |from: usize, to: usize| match is_half {
+        true => Rows::Bf16(&hidden[offset..][from..to]),
+        false => Rows::F32(&hidden_f32[from..to]),
+    };
+    let bias: Option<Vec<f32>> = match u.arbitrary()? {
+        true => Some((0..num_experts).map(|e| e as f32 / 8.0).collect()),
+        false => None,
+    };
+    let logits = |from: usize, to: usize| {
+        let rows = rows(from * hidden_size, to * hidden_size);
+        let logits = kernel.gate_logits(rows, hidden_size, weight, bias.as_deref());
+        logits.expect("lengths agree")
+    };
+    let all = logits(0, num_tokens);
+    assert_eq!(all.len(), num_tokens * num_experts);
+    for token in 0..num_tokens {
+        let own = &all[token * num_experts..(token + 1) * num_experts];
+        assert_eq!(bits(own), bits(&logits(token, token + 1)));
+        let x = &hidden_f32[token * hidden_size..(token + 1) * hidden_size];
+        for (expert, logit) in own.iter().enumerate() {
+            let w = &weight_f32[expert * hidden_size..(expert + 1) * hidden_size];
+            let products = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let sum: f64 = products.sum();
+            let sum = sum + bias.as_ref().map_or(0.0, |bias| f64::from(bias[expert]));
+            assert!((sum - f64::from(*logit)).abs() < 1e-2, "{sum} {logit}");
+        }
+    }
+    Ok(())
+}
+
+/// A kernel of any instruction set that this machine has.
+pub(crate) fn kernel(u: &mut Unstructured<'_>) -> Result<CpuKernel> {
+    let isa = pick(u, &Isa::available())?;
+    Ok(CpuKernel::default().with_isa(isa).expect("it is available"))
 }
 
 fn run(u: &mut Unstructured<'_>) -> Result<()> {
@@ -46,16 +109,10 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         false => None,
     };
     let logits = logits(u, num_tokens * num_experts)?;
-    let kernel = CpuKernel::default();
-    let routed = router
-        .route(&kernel, &logits, bias.as_deref())
-        .expect("lengths agree");
-    assert!(
-        router
-            .route(&kernel, &logits[..logits.len() / 2 + 1 - 1], Some(&[]))
-            .is_err()
-            || num_tokens == 0
-    );
+    let kernel = kernel(u)?;
+    let routed = router.route(&kernel, &logits, bias.as_deref());
+    let routed = routed.expect("lengths agree");
+    assert!(router.route(&kernel, &logits, Some(&[])).is_err());
     let rows = routed
         .topk_ids
         .chunks(top_k)

@@ -12,8 +12,8 @@ const MAX_LAYERS: usize = 1 << 14;
 
 /// What a family reads: `config.json` and the names of the checkpoint's tensors.
 ///
-/// A key is looked up in the text model's own configuration (`text_config`, `llm_config`) first. Every getter
-/// takes the spellings of a key in order of preference; `null` is as good as missing.
+/// A key is looked up in the text model's own configuration (`text_config`, `llm_config`) first.
+/// Every getter takes the spellings of a key in order of preference; `null` is as good as missing.
 #[derive(Debug)]
 pub struct ModelConfig<'a> {
     root: &'a Value,

@@ -4,7 +4,8 @@
 //! cargo run --release -p moekit-kernels --example experts -- qwen3 bf16 bf16 1,16,128,512 2
 //! ```
 //!
-//! Arguments: shape (or `H,I,E,k`), weights, activations, tokens, threads.
+//! Arguments: shape (or `H,I,E,k`), weights (one of [`FORMATS`]), activations, tokens, threads.
+//! Activations of `int8` are quantized to integers per token.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,8 +15,11 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use moekit_kernels::probe::{Arithmetic, Probe};
-use moekit_kernels::{CpuKernel, ExpertBatch, PreparedExperts, Rows};
-use moekit_quant::{Activation, CodeFormat, ExpertLinear, ExpertMlp, ExpertWeights, PackedMatrix};
+use moekit_kernels::{ActivationQuantMode, CpuKernel, ExpertBatch, PreparedExperts, Rows};
+use moekit_quant::{
+    Activation, ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, ExpertMlp,
+    ExpertWeights, PackedMatrix, ScaleFormat, ScaleGrid,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -38,24 +42,115 @@ impl Noise {
         (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    fn linear(&mut self, format: CodeFormat, [rows, cols]: [usize; 2]) -> Result<ExpertLinear> {
-        let scale = 1.0 / (cols as f32).sqrt();
-        let codes: Vec<u8> = match format {
-            CodeFormat::F32 => (0..rows * cols)
-                .flat_map(|_| (self.unit() * scale).to_le_bytes())
+    fn bytes(&mut self, len: usize, mask: u8) -> Vec<u8> {
+        (0..len).map(|_| (self.bits() >> 30) as u8 & mask).collect()
+    }
+
+    fn linear(&mut self, format: &Format, shape: [usize; 2]) -> Result<ExpertLinear> {
+        let [rows, cols] = shape;
+        let size = 1.0 / (cols as f32).sqrt();
+        let count = rows * cols;
+        let codes = match format.codes {
+            CodeFormat::F32 => (0..count)
+                .flat_map(|_| (self.unit() * size).to_le_bytes())
                 .collect(),
-            CodeFormat::F16 => (0..rows * cols)
-                .flat_map(|_| half::f16::from_f32(self.unit() * scale).to_le_bytes())
+            CodeFormat::F16 => (0..count)
+                .flat_map(|_| half::f16::from_f32(self.unit() * size).to_le_bytes())
                 .collect(),
-            CodeFormat::BF16 => (0..rows * cols)
-                .flat_map(|_| bf16::from_f32(self.unit() * scale).to_le_bytes())
+            CodeFormat::BF16 => (0..count)
+                .flat_map(|_| bf16::from_f32(self.unit() * size).to_le_bytes())
                 .collect(),
-            other => return Err(format!("no weights of {other} here").into()),
+            // No NaN.
+            CodeFormat::F8E4M3 => self.bytes(count, 0xb7),
+            codes => self.bytes(rows * codes.row_bytes(cols), 0xff),
         };
-        let matrix = PackedMatrix::contiguous(format, [rows, cols], codes.into())?;
-        Ok(ExpertLinear::new(matrix))
+        let mut matrix = PackedMatrix::contiguous(format.codes, shape, codes.into())?;
+        if let Some((scales, [height, width])) = format.scales {
+            let block = [height, if width == 0 { cols } else { width }];
+            let blocks = [rows.div_ceil(block[0]), cols.div_ceil(block[1])];
+            let grid = |format: ScaleFormat, bytes: Vec<u8>| {
+                let strides = [blocks[1] * format.bytes(), format.bytes()];
+                ScaleGrid::new(format, blocks, block, strides, bytes.into())
+            };
+            let one = match scales {
+                ScaleFormat::F32 => (size / 64.0).to_le_bytes().to_vec(),
+                ScaleFormat::BF16 => bf16::from_f32(size / 8.0).to_le_bytes().to_vec(),
+                ScaleFormat::F8E8M0 => vec![121],
+                _ => vec![0x10],
+            };
+            let count = blocks[0] * blocks[1];
+            matrix = matrix.with_scales(grid(scales, one.repeat(count))?)?;
+            if format.zero_points {
+                let zero_points = self.bytes(count, 7);
+                matrix = matrix.with_zero_points(grid(ScaleFormat::I8, zero_points)?)?;
+            }
+        }
+        let mut linear = ExpertLinear::new(matrix);
+        linear.input_quant =
+            (format.codes == CodeFormat::I8).then_some(ActivationQuant::PerToken {
+                format: ActivationFormat::I8,
+            });
+        Ok(linear)
     }
 }
+
+struct Format {
+    name: &'static str,
+    codes: CodeFormat,
+    /// Format and block; a width of 0 is that of the matrix.
+    scales: Option<(ScaleFormat, [usize; 2])>,
+    zero_points: bool,
+}
+
+impl Format {
+    const fn plain(name: &'static str, codes: CodeFormat) -> Self {
+        Self {
+            name,
+            codes,
+            scales: None,
+            zero_points: false,
+        }
+    }
+
+    const fn scaled(
+        name: &'static str,
+        codes: CodeFormat,
+        scales: ScaleFormat,
+        block: [usize; 2],
+    ) -> Self {
+        Self {
+            scales: Some((scales, block)),
+            ..Self::plain(name, codes)
+        }
+    }
+}
+
+const FORMATS: [Format; 11] = [
+    Format::plain("f32", CodeFormat::F32),
+    Format::plain("f16", CodeFormat::F16),
+    Format::plain("bf16", CodeFormat::BF16),
+    Format::scaled("int8", CodeFormat::I8, ScaleFormat::F32, [1, 0]),
+    Format::scaled("fp8", CodeFormat::F8E4M3, ScaleFormat::F32, [128, 128]),
+    Format::scaled("mxfp8", CodeFormat::F8E4M3, ScaleFormat::F8E8M0, [1, 32]),
+    Format::scaled("mxfp4", CodeFormat::F4E2M1, ScaleFormat::F8E8M0, [1, 32]),
+    Format::scaled("nvfp4", CodeFormat::F4E2M1, ScaleFormat::F8E4M3, [1, 16]),
+    Format::scaled("int4g32", CodeFormat::I4Offset, ScaleFormat::BF16, [1, 32]),
+    Format::scaled(
+        "int4g128",
+        CodeFormat::I4Offset,
+        ScaleFormat::BF16,
+        [1, 128],
+    ),
+    Format {
+        zero_points: true,
+        ..Format::scaled(
+            "int4z128",
+            CodeFormat::I4Offset,
+            ScaleFormat::BF16,
+            [1, 128],
+        )
+    },
+];
 
 fn sizes(shape: &str) -> Result<[usize; 4]> {
     Ok(match shape {
@@ -82,12 +177,9 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let argument = |i: usize, default: &str| arguments.get(i).map_or(default, |a| a).to_owned();
     let [hidden, width, num_experts, top_k] = sizes(&argument(0, "qwen3"))?;
-    let format = match argument(1, "bf16").as_str() {
-        "f32" => CodeFormat::F32,
-        "f16" => CodeFormat::F16,
-        "bf16" => CodeFormat::BF16,
-        other => return Err(format!("no weights of {other} here").into()),
-    };
+    let name = argument(1, "bf16");
+    let format = FORMATS.iter().find(|f| f.name == name);
+    let format = format.ok_or_else(|| format!("no weights of {name} here"))?;
     let narrow = argument(2, "bf16") == "bf16";
     let tokens: Vec<usize> = argument(3, "1,16,128,512")
         .split(',')
@@ -130,15 +222,18 @@ fn main() -> Result<()> {
                 true => Rows::Bf16(&narrow_x),
                 false => Rows::F32(&x),
             };
-            let batch = ExpertBatch::new(rows, hidden, &ids, &weights, top_k)?;
+            let batch = ExpertBatch::new(rows, hidden, &ids, &weights, top_k)?
+                .with_activation_quant(ActivationQuantMode::Emulate);
             let began = Instant::now();
             let out = kernel.experts(&experts, Activation::SILU, &batch)?;
             let time = began.elapsed().as_secs_f64();
             std::hint::black_box(out);
             let read = probe.read(bytes).as_secs_f64();
-            let arithmetic = match narrow && format == CodeFormat::BF16 {
-                true => Arithmetic::Bf16,
-                false => Arithmetic::F32,
+            let arithmetic = match format.codes {
+                CodeFormat::I8 => Arithmetic::Int8,
+                CodeFormat::F32 | CodeFormat::F16 => Arithmetic::F32,
+                _ if narrow => Arithmetic::Bf16,
+                _ => Arithmetic::F32,
             };
             let peak = probe.peak(arithmetic, Duration::from_millis(10));
             if round > 0 {

@@ -20,7 +20,8 @@ pub enum ActivationQuantMode {
     #[default]
     Off,
     /// `W dequantize(quantize(x))` with sums in `f32`: what quantized activations do to the
-    /// output, on hardware that has none. Gate and up take the layer's input (router weight
+    /// output, on hardware that has none. 8-bit integers under one scale per row and per column are
+    /// multiplied as integers, whose sums are exact. Gate and up take the layer's input (router weight
     /// included if it is applied there), down takes the intermediate row after the activation. A
     /// linear without
     /// [`input_quant`](moekit_quant::ExpertLinear::input_quant) takes `x` as it comes.

@@ -4,12 +4,13 @@
 use std::marker::PhantomData;
 
 use crate::Isa;
+use crate::formats::Scaling;
 use crate::simd::{LANES, Op, Simd};
 
 /// Values from one row of sums to the next: those of two panels.
 pub(crate) const SUMS: usize = 2 * LANES;
 /// Steps between two looks at what to prefetch.
-const UNROLL: usize = 8;
+pub(crate) const UNROLL: usize = 8;
 
 /// How a weight format multiplies: a step takes a few input features of a panel.
 pub(crate) trait Dot {
@@ -51,6 +52,8 @@ pub(crate) struct Tile {
     pub(crate) panels: usize,
     pub(crate) steps: usize,
     pub(crate) prefetch: Prefetch,
+    /// Of formats with scales.
+    pub(crate) scaling: Scaling,
 }
 
 /// What is read after this: its cache lines are asked for along the way.

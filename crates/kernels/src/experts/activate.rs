@@ -51,7 +51,7 @@ impl Op for Activate<'_> {
                 }
                 values[self.features..].fill(0.0);
                 match self.input {
-                    Input::F32 => row_units = values.map(f32::to_bits),
+                    Input::F32 | Input::Int8 => row_units = values.map(f32::to_bits),
                     Input::Bf16 => {
                         for (values, out) in values
                             .as_chunks::<LANES>()

@@ -1,10 +1,15 @@
 //! The input rows of w13, quantized where that is asked for.
+#![allow(unsafe_code, reason = "vector instructions")]
 
 use moekit_quant::ActivationQuant;
 use rayon::prelude::*;
 
+use super::plan::linear_input;
 use super::{LinearView, MlpView};
+use crate::Isa;
 use crate::batch::ExpertBatch;
+use crate::formats::{Input, Quantize, int8_units};
+use crate::prepared::FEATURES;
 use crate::rows::{Rows, Widen, with_rows};
 
 /// Which rows of a batch are quantized how. Linears with the same input share it: gate and up, and
@@ -23,13 +28,17 @@ struct QuantizedRow {
     /// What it is multiplied by before.
     weight: f32,
     quant: ActivationQuant,
+    input: Input,
 }
 
 impl InputPlan {
     /// The ids of the batch must have been checked.
-    pub(super) fn new(experts: &[MlpView<'_>], batch: &ExpertBatch<'_>) -> Self {
+    pub(super) fn new(experts: &[MlpView<'_>], batch: &ExpertBatch<'_>, isa: Isa) -> Self {
         let mode = batch.activation_quant();
-        let quant = |linear: &LinearView<'_>| mode.input_quant(linear.input_quant);
+        let quant = |linear: &LinearView<'_>| {
+            let quant = mode.input_quant(linear.input_quant)?;
+            Some((quant, linear_input(linear, false, Some(quant), isa)))
+        };
         let schemes = |e: &MlpView<'_>| [e.gate.as_ref().and_then(quant), quant(&e.up)];
         let mut plan = Self::default();
         if experts.iter().all(|e| schemes(e) == [None; 2]) {
@@ -41,15 +50,15 @@ impl InputPlan {
             for (slot, &id) in ids.iter().enumerate() {
                 let expert = usize::try_from(id).ok().and_then(|e| experts.get(e));
                 let weight = batch.input_weight(row * top_k + slot);
-                let inputs = expert.map_or([None; 2], schemes).map(|quant| {
-                    Some(plan.find_or_add(
-                        first,
-                        QuantizedRow {
-                            row,
-                            weight,
-                            quant: quant?,
-                        },
-                    ))
+                let inputs = expert.map_or([None; 2], schemes).map(|scheme| {
+                    let (quant, input) = scheme?;
+                    let row = QuantizedRow {
+                        row,
+                        weight,
+                        quant,
+                        input,
+                    };
+                    Some(plan.find_or_add(first, row))
                 });
                 plan.slots.push(inputs);
             }
@@ -60,7 +69,8 @@ impl InputPlan {
     /// The place of a row, which is not before `first`.
     fn find_or_add(&mut self, first: usize, wanted: QuantizedRow) -> usize {
         let same = |have: &QuantizedRow| {
-            have.weight.to_bits() == wanted.weight.to_bits() && have.quant == wanted.quant
+            have.weight.to_bits() == wanted.weight.to_bits()
+                && (have.quant, have.input) == (wanted.quant, wanted.input)
         };
         let found = self.rows[first..].iter().position(same);
         found.map_or_else(
@@ -77,8 +87,9 @@ impl InputPlan {
         self.rows.len()
     }
 
-    /// The quantized and dequantized rows, `[len, hidden_size]`.
-    pub(super) fn quantize(&self, hidden: Rows<'_>, hidden_size: usize) -> Vec<f32> {
+    /// The rows, quantized and dequantized, or the bits of the units of their integers:
+    /// `[len, hidden_size]`.
+    pub(super) fn quantize(&self, hidden: Rows<'_>, hidden_size: usize, isa: Isa) -> Vec<f32> {
         let mut out = vec![0.0; self.rows.len() * hidden_size];
         with_rows!(hidden, values => {
             out.par_chunks_mut(hidden_size).zip(&self.rows).for_each(|(out, planned)| {
@@ -86,7 +97,17 @@ impl InputPlan {
                 for (out, x) in out.iter_mut().zip(x) {
                     *out = x.widen() * planned.weight;
                 }
-                planned.quant.apply(out);
+                match planned.input {
+                    Input::Int8 => {
+                        let units = int8_units(hidden_size.next_multiple_of(FEATURES));
+                        let values = out.to_vec();
+                        let units = bytemuck::cast_slice_mut(&mut out[..units]);
+                        let op = Quantize { quant: planned.quant, values: &values, units };
+                        // SAFETY: the instruction set is an available one.
+                        unsafe { isa.dispatch_codes(op) };
+                    }
+                    _ => planned.quant.apply(out),
+                }
             });
         });
         out

@@ -10,6 +10,7 @@ use super::work::Work;
 use crate::batch::{ExpertBatch, Grouped};
 use crate::check::check_experts;
 use crate::error::{KernelError, area};
+use crate::formats::SCALES;
 use crate::rows::Rows;
 use crate::simd::LANES;
 use crate::tile::SUMS;
@@ -63,9 +64,10 @@ impl<'a> Job<'a> {
         let views = experts.mlps();
         check_experts(&views, batch.hidden_size(), activation)?;
         let grouped = Grouped::new(batch, views.len())?;
-        let inputs = InputPlan::new(&views, batch);
+        let isa = kernel.isa()?;
+        let inputs = InputPlan::new(&views, batch, isa);
         let narrow = matches!(batch.hidden(), Rows::Bf16(_));
-        let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant());
+        let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant(), isa);
         let mlps: Vec<MlpPlan<'_>> = views.iter().map(plan).collect();
         let chunks: Vec<Chunk> = grouped.experts().flat_map(chunks_of).collect();
         let most = |of: fn(&MlpPlan<'_>) -> usize| mlps.iter().map(of).max().unwrap_or(0);
@@ -75,13 +77,15 @@ impl<'a> Job<'a> {
         let sizes = Sizes {
             packed: area("packed inputs", rows, packed)?,
             sums: rows * SUMS,
-            block: (BLOCK * LANES).max(most(|mlp| mlp.down.features)),
+            block: (BLOCK * LANES)
+                .max(4 * SCALES)
+                .max(most(|mlp| 2 * mlp.down.features)),
         };
         area("intermediate activations", grouped.len(), units)?;
         area("slot outputs", grouped.len(), terms_width(batch))?;
         area("quantized inputs", inputs.len(), batch.hidden_size())?;
         Ok(Self {
-            isa: kernel.isa()?,
+            isa,
             activation,
             batch,
             mlps,
@@ -116,7 +120,11 @@ impl<'a> Job<'a> {
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let (hidden, width) = (self.batch.hidden(), self.batch.hidden_size());
-        let quantized = kernel.install(|| self.inputs.quantize(hidden, width));
+        // Waking threads up takes longer than a few rows.
+        let quantized = match self.inputs.len() {
+            0..4 => self.inputs.quantize(hidden, width, self.isa),
+            _ => kernel.install(|| self.inputs.quantize(hidden, width, self.isa)),
+        };
         let terms = match self.outputs {
             Outputs::Slots => 0,
             Outputs::Terms => self.grouped.len() * self.terms_width(),

@@ -26,8 +26,9 @@ impl CpuKernel {
     /// `sum_j w_j * down(activation(gate(x), up(x)))`, slots added in order.
     ///
     /// Weights stay packed: their codes become numbers in registers, or a block of a panel at a
-    /// time in cache. Sums are in `f32`. Rows in `f32` are never rounded; rows in bf16 meet bf16
-    /// weights in bf16 products, and what lies between w13 and w2 is rounded to bf16 for them.
+    /// time in cache. Sums are in `f32`. Rows in `f32` are never rounded; rows in bf16 meet weights
+    /// of bf16, and of few bits, in bf16 products, and what lies between w13 and w2 is rounded to
+    /// bf16 for them.
     /// [`ExpertBatch::with_activation_quant`] says whether the inputs of linears are quantized.
     ///
     /// # Arguments

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::formats::Input;
+use crate::formats::{Input, int8_units};
 use crate::rows::Widen;
 
 /// Rows cut into tiles of nearly equal height.
@@ -47,6 +47,12 @@ pub(super) enum Row<'a> {
 /// - `units` - units of the row, padding included.
 pub(super) fn pack_row(row: Row<'_>, input: Input, tile: &mut [u32], rows: usize, units: usize) {
     match (row, input) {
+        // A quantized row is its units.
+        (Row::F32(x), Input::Int8) => {
+            let units = int8_units(units);
+            fill(tile, rows, units, x[..units].iter().map(|x| x.to_bits()));
+        }
+        (Row::Bf16(_), Input::Int8) => unreachable!("rows of integers have been quantized"),
         (Row::F32(x), Input::F32) => fill(tile, rows, units, x.iter().map(|x| x.to_bits())),
         (Row::Bf16(x), Input::F32) => {
             fill(tile, rows, units, x.iter().map(|x| x.widen().to_bits()));

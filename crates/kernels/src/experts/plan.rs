@@ -5,11 +5,11 @@ use std::ops::Range;
 use moekit_quant::ActivationQuant;
 
 use super::{LinearView, MlpView, WeightView};
-use crate::ActivationQuantMode;
 use crate::dequantize::dequantize_rows;
 use crate::formats::{Direct, Input, direct, input};
 use crate::prepared::FEATURES;
 use crate::simd::LANES;
+use crate::{ActivationQuantMode, Isa};
 
 /// Features of a panel that are widened at a time: 64 KiB, which stay in the second-level cache
 /// while all rows are multiplied.
@@ -34,14 +34,12 @@ impl<'a> LinearPlan<'a> {
     /// # Arguments
     ///
     /// - `narrow` - whether activations are in bf16.
-    fn new(linear: &LinearView<'a>, narrow: bool, mode: ActivationQuantMode) -> Self {
+    fn new(linear: &LinearView<'a>, narrow: bool, mode: ActivationQuantMode, isa: Isa) -> Self {
         let quant = mode.input_quant(linear.input_quant);
-        let (input, direct) = match linear.weight {
-            WeightView::Prepared(matrix) => {
-                let input = input(matrix.layout(), narrow && quant.is_none());
-                (input, direct(matrix.layout(), input))
-            }
-            WeightView::Packed(_) => (Input::F32, None),
+        let input = linear_input(linear, narrow, quant, isa);
+        let direct = match linear.weight {
+            WeightView::Prepared(matrix) => direct(matrix, input, isa),
+            WeightView::Packed(_) => None,
         };
         let [rows, cols] = linear.weight.shape();
         Self {
@@ -72,6 +70,25 @@ impl<'a> LinearPlan<'a> {
         }
     }
 
+    /// Writes the scales of the groups that some features of a panel lie in, and what is added to
+    /// nibbles: `[groups, 32]` each.
+    pub(super) fn decode_scales(
+        &self,
+        isa: Isa,
+        panel: usize,
+        features: &Range<usize>,
+        scales: &mut [f32],
+        above: &mut [u32],
+    ) {
+        if let WeightView::Prepared(matrix) = self.weight
+            && let Some(grouping) = self.direct.and_then(|d| d.grouping)
+        {
+            let (layout, panel) = (matrix.layout(), matrix.panel(panel));
+            layout.decode_scales(isa, panel, grouping, features, scales);
+            layout.decode_zero_points(panel, grouping, features, above);
+        }
+    }
+
     /// Widens some features of a panel to `[features, 32]`, zeros where there are none.
     pub(super) fn unpack(&self, panel: usize, features: Range<usize>, out: &mut [f32]) {
         match self.weight {
@@ -98,6 +115,19 @@ impl<'a> LinearPlan<'a> {
     }
 }
 
+/// What a linear multiplies with.
+pub(super) fn linear_input(
+    linear: &LinearView<'_>,
+    narrow: bool,
+    quant: Option<ActivationQuant>,
+    isa: Isa,
+) -> Input {
+    match linear.weight {
+        WeightView::Prepared(matrix) => input(matrix, narrow, quant, isa),
+        WeightView::Packed(_) => Input::F32,
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MlpPlan<'a> {
     pub(super) gate: Option<LinearPlan<'a>>,
@@ -106,8 +136,13 @@ pub(super) struct MlpPlan<'a> {
 }
 
 impl<'a> MlpPlan<'a> {
-    pub(super) fn new(mlp: &MlpView<'a>, narrow: bool, mode: ActivationQuantMode) -> Self {
-        let plan = |linear: &LinearView<'a>| LinearPlan::new(linear, narrow, mode);
+    pub(super) fn new(
+        mlp: &MlpView<'a>,
+        narrow: bool,
+        mode: ActivationQuantMode,
+        isa: Isa,
+    ) -> Self {
+        let plan = |linear: &LinearView<'a>| LinearPlan::new(linear, narrow, mode, isa);
         Self {
             gate: mlp.gate.as_ref().map(plan),
             up: plan(&mlp.up),

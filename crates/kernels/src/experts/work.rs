@@ -15,14 +15,11 @@ use super::pack::{Row, Tiles, pack_row};
 use super::phase::{FailOnPanic, Phase, Task};
 use super::plan::{BLOCK, LinearPlan, MlpPlan};
 use crate::batch::RouterWeight;
-use crate::formats::Direct;
+use crate::formats::{Direct, Input, Quantize, SCALES, Scaling, int8_units};
 use crate::rows::Rows;
 use crate::simd::LANES;
 use crate::tile::{Prefetch, SUMS, Tile};
 
-/// Bytes of a panel that all rows are multiplied by before the next ones: a part of the
-/// second-level cache.
-const PANEL_BLOCK: usize = 128 << 10;
 /// Columns and rows of a task of the last step.
 const SUM_COLUMNS: usize = 512;
 const SUM_ROWS: usize = 8;
@@ -241,14 +238,30 @@ impl<'a> Work<'a> {
         let start = chunk.start * self.job.units + first * units;
         // SAFETY: the tile is that of this task alone, and those of the step before are done.
         let tile = unsafe { self.intermediate.part_mut(start, rows * units) };
-        let values = &mut scratch.block[..down_width(mlp)];
+        let (values, integers) = scratch.block.split_at_mut(mlp.down.features);
+        let values = &mut values[..down_width(mlp)];
         for row in 0..rows {
             let units = tile[row..].iter_mut().step_by(rows);
             for (value, unit) in values.iter_mut().zip(units) {
                 *value = f32::from_bits(*unit);
             }
-            quant.apply(values);
             let units = tile[row..].iter_mut().step_by(rows);
+            if mlp.down.input == Input::Int8 {
+                let len = int8_units(mlp.down.features);
+                let integers: &mut [u32] = bytemuck::cast_slice_mut(&mut integers[..len]);
+                let op = Quantize {
+                    quant,
+                    values,
+                    units: integers,
+                };
+                // SAFETY: `CpuKernel::isa` gives what the machine has.
+                unsafe { self.job.isa.dispatch_codes(op) };
+                units
+                    .zip(integers)
+                    .for_each(|(unit, integer)| *unit = *integer);
+                continue;
+            }
+            quant.apply(values);
             for (value, unit) in values.iter().zip(units) {
                 *unit = value.to_bits();
             }
@@ -356,8 +369,7 @@ impl<'a> Work<'a> {
         if let [Some(first), Some(second)] = parts
             && let Some(direct) = self.together(first, second, tiles)
         {
-            let panels = [first, second].map(|part| part.linear.panel(part.panel));
-            return self.direct(direct, first, &panels, tiles, sums, next);
+            return self.direct(direct, &[first, second], tiles, sums, block, next);
         }
         for (i, part) in parts.iter().enumerate() {
             let Some(part) = part else { continue };
@@ -368,8 +380,7 @@ impl<'a> Work<'a> {
             };
             match part.linear.direct {
                 Some(direct) => {
-                    let panels = [part.linear.panel(part.panel)];
-                    self.direct(direct, *part, &panels, tiles, sums, next);
+                    self.direct(direct, &[*part], tiles, sums, block, next);
                 }
                 None => self.widened(*part, tiles, sums, block),
             }
@@ -380,40 +391,42 @@ impl<'a> Work<'a> {
     /// registers unused and sums waiting for each other.
     fn together(&self, first: Part<'_>, second: Part<'_>, tiles: Tiles) -> Option<Direct> {
         let (a, b) = (first.linear.direct?, second.linear.direct?);
-        let same = ptr::fn_addr_eq(a.tile, b.tile) && ptr::eq(first.input, second.input);
+        let same = ptr::fn_addr_eq(a.tile, b.tile)
+            && a.grouping == b.grouping
+            && ptr::eq(first.input, second.input);
         let fits = tiles
             .iter()
             .all(|(_, rows)| rows <= self.job.isa.max_rows_of_two());
         (same && fits).then_some(a)
     }
 
+    /// Multiplies out of panels, which belong to the same loop and take the same input.
     fn direct(
         &self,
         direct: Direct,
-        part: Part<'_>,
-        panels: &[&[u8]],
+        parts: &[Part<'_>],
         tiles: Tiles,
         sums: &mut [f32],
+        block: &mut [f32],
         next: *const u8,
     ) {
+        let part = parts[0];
+        let panel = |i: usize| parts.get(i).map_or(&[][..], |p| p.linear.panel(p.panel));
         let (features, units) = (part.linear.features, part.linear.units());
         let steps = features / direct.features;
-        let units_of_step = units / steps;
         assert!(
-            panels
-                .iter()
-                .all(|panel| panel.len() >= steps * direct.bytes),
+            (0..parts.len()).all(|i| panel(i).len() >= steps * direct.bytes),
             "a panel holds all steps"
         );
-        let most = (PANEL_BLOCK / direct.bytes).max(1);
-        for start in (0..steps).step_by(most) {
-            let steps_here = most.min(steps - start);
+        for start in (0..steps).step_by(direct.steps) {
+            let steps_here = direct.steps.min(steps - start);
             let offset = start * direct.bytes;
             let bytes = steps_here * direct.bytes;
             let after = match start + steps_here < steps {
-                true => panels[0].as_ptr().wrapping_add(offset + bytes),
+                true => panel(0).as_ptr().wrapping_add(offset + bytes),
                 false => next,
             };
+            let scaling = self.scaling(direct, parts, start, steps_here, block);
             let share = bytes.div_ceil(tiles.len());
             for (tile, (first, rows)) in tiles.iter().enumerate() {
                 let input = &part.input[first * units..][..rows * units];
@@ -421,22 +434,57 @@ impl<'a> Work<'a> {
                     true => Prefetch::NONE,
                     false => Prefetch::over(after.wrapping_add(tile * share), share, steps_here),
                 };
-                let at = |panel: &[u8]| panel.as_ptr().wrapping_add(offset);
                 let tile = Tile {
-                    a: input[start * units_of_step * rows..].as_ptr(),
-                    b: [at(panels[0]), panels.get(1).map_or(ptr::null(), |p| at(p))],
+                    a: input[start * direct.units * rows..].as_ptr(),
+                    b: [0, 1].map(|i| panel(i).as_ptr().wrapping_add(offset)),
                     sums: sums[first * SUMS..].as_mut_ptr(),
                     rows,
-                    panels: panels.len(),
+                    panels: parts.len(),
                     steps: steps_here,
                     prefetch,
+                    scaling,
                 };
                 // SAFETY: the instruction set is an available one. The input of the tile holds
                 // `units` for each row, the panels all steps (both asserted), and sums `SUMS` for
-                // each row of the chunk.
+                // each row of the chunk; the scaling is that of these steps of these panels.
                 unsafe { (direct.tile)(self.job.isa, &tile) };
             }
         }
+    }
+
+    /// Decodes the scales of some steps of one or two panels into `block`.
+    fn scaling(
+        &self,
+        direct: Direct,
+        parts: &[Part<'_>],
+        start: usize,
+        steps: usize,
+        block: &mut [f32],
+    ) -> Scaling {
+        let Some(grouping) = direct.grouping else {
+            return Scaling::NONE;
+        };
+        let first = start * direct.features;
+        let features = first..first + steps * direct.features;
+        let mut scaling = Scaling {
+            first: grouping.rest(first) / direct.features,
+            group: grouping.group / direct.features,
+            ..Scaling::NONE
+        };
+        for (i, (part, block)) in parts
+            .iter()
+            .zip(block.chunks_exact_mut(2 * SCALES))
+            .enumerate()
+        {
+            let (scales, above) = block.split_at_mut(SCALES);
+            let above = bytemuck::cast_slice_mut(above);
+            let isa = self.job.isa;
+            part.linear
+                .decode_scales(isa, part.panel, &features, scales, above);
+            scaling.scales[i] = scales.as_ptr();
+            scaling.above[i] = above.as_ptr();
+        }
+        scaling
     }
 
     /// Widens a block of the panel at a time, for formats without a loop of their own.
@@ -457,6 +505,7 @@ impl<'a> Work<'a> {
                     panels: 1,
                     steps: len,
                     prefetch: Prefetch::NONE,
+                    scaling: Scaling::NONE,
                 };
                 // SAFETY: as in `direct`; the block holds 32 values for each step.
                 unsafe { (direct.tile)(self.job.isa, &tile) };

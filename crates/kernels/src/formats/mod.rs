@@ -1,14 +1,34 @@
 //! The weight formats: what each multiplies with, and how.
 //!
-//! A format that has a [`Dot`] of its own is multiplied out of its panels, codes becoming numbers
-//! in registers. Any other is widened to `f32` a block of a panel at a time.
+//! A format that has a loop of its own is multiplied out of its panels, codes becoming numbers in
+//! registers. Any other is widened to `f32` a block of a panel at a time.
 
+mod codes;
 mod floats;
+mod int8;
+mod scaled;
+#[cfg(test)]
+mod tests;
 
-use moekit_quant::CodeFormat;
+use moekit_quant::{ActivationQuant, CodeFormat};
 
-use crate::prepared::Layout;
+pub(crate) use self::int8::{Quantize, units as int8_units};
+pub(crate) use self::scaled::Scaling;
+use self::scaled::{Arithmetic, Narrow, Wide};
+use crate::Isa;
+use crate::prepared::{Grouping, PreparedMatrix};
 use crate::tile::{Dot, TileFn, multiply};
+
+/// Bytes of a panel that all rows are multiplied by before the next ones: a part of the
+/// second-level cache.
+const PANEL_BLOCK: usize = 128 << 10;
+/// Features of a panel whose scales are decoded at a time.
+const SCALED_BLOCK: usize = 1024;
+/// The fewest features of a group; smaller ones are widened first.
+const MIN_GROUP: usize = 16;
+/// Values that decoded scales of a block take, and what is added to nibbles as many again: those
+/// of one more group than a block has, because groups need not begin where blocks do.
+pub(crate) const SCALES: usize = (SCALED_BLOCK / MIN_GROUP + 1) * crate::simd::LANES;
 
 /// What the activations become before they meet the weights. A unit is 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +37,15 @@ pub(crate) enum Input {
     F32,
     /// Two features per unit, the even one in the low half.
     Bf16,
+    /// 8-bit integers, as [`Quantize`] writes them. Until then, and in the distance from one tile
+    /// to the next, one feature per unit.
+    Int8,
 }
 
 impl Input {
     pub(crate) fn features_per_unit(self) -> usize {
         match self {
-            Self::F32 => 1,
+            Self::F32 | Self::Int8 => 1,
             Self::Bf16 => 2,
         }
     }
@@ -34,8 +57,14 @@ pub(crate) struct Direct {
     pub(crate) tile: TileFn,
     /// Input features of a step.
     pub(crate) features: usize,
+    /// Units of a row's activations in a step.
+    pub(crate) units: usize,
     /// Bytes of a panel in a step.
     pub(crate) bytes: usize,
+    /// Most steps of a tile.
+    pub(crate) steps: usize,
+    /// The groups whose scales a tile needs.
+    pub(crate) grouping: Option<Grouping>,
 }
 
 impl Direct {
@@ -43,7 +72,25 @@ impl Direct {
         Self {
             tile: multiply::<D>,
             features: D::FEATURES,
+            units: D::UNITS,
             bytes: D::BYTES,
+            steps: (PANEL_BLOCK / D::BYTES).max(1),
+            grouping: None,
+        }
+    }
+
+    fn scaled<C: scaled::Codes>(input: Input, grouping: Grouping) -> Self {
+        let narrow = input == Input::Bf16;
+        Self {
+            tile: match narrow {
+                true => scaled::multiply::<C, Narrow>,
+                false => scaled::multiply::<C, Wide>,
+            },
+            features: scaled::FEATURES,
+            units: if narrow { Narrow::UNITS } else { Wide::UNITS },
+            bytes: C::BYTES,
+            steps: SCALED_BLOCK / scaled::FEATURES,
+            grouping: Some(grouping),
         }
     }
 
@@ -53,24 +100,66 @@ impl Direct {
     }
 }
 
-/// What a layout multiplies with, if activations are in bf16 or in `f32`.
-pub(crate) fn input(layout: &Layout, narrow: bool) -> Input {
-    match layout.codes {
-        CodeFormat::BF16 if narrow && layout.is_plain() => Input::Bf16,
+/// What a matrix multiplies with.
+///
+/// # Arguments
+///
+/// - `narrow` - whether activations are in bf16.
+/// - `quant` - how they are quantized, if they are.
+pub(crate) fn input(
+    matrix: &PreparedMatrix,
+    narrow: bool,
+    quant: Option<ActivationQuant>,
+    isa: Isa,
+) -> Input {
+    let layout = matrix.layout();
+    match quant {
+        Some(quant) if isa.decodes_in_registers() && int8::multiplies(layout, quant) => Input::Int8,
+        None if narrow && direct(matrix, Input::Bf16, isa).is_some() => Input::Bf16,
         _ => Input::F32,
     }
 }
 
-/// The loop over panels of a layout, `None` if its weights must be widened first.
-pub(crate) fn direct(layout: &Layout, input: Input) -> Option<Direct> {
-    if !layout.is_plain() {
+/// The loop over panels of a matrix, `None` if its weights must be widened first.
+pub(crate) fn direct(matrix: &PreparedMatrix, input: Input, isa: Isa) -> Option<Direct> {
+    let layout = matrix.layout();
+    if layout.is_plain() {
+        match (layout.codes, input) {
+            (CodeFormat::F32, Input::F32) => return Some(Direct::new::<floats::F32>()),
+            (CodeFormat::F16, Input::F32) => return Some(Direct::new::<floats::F16>()),
+            (CodeFormat::BF16, Input::F32) => return Some(Direct::new::<floats::WidenedBf16>()),
+            (CodeFormat::BF16, Input::Bf16) => return Some(Direct::new::<floats::Bf16>()),
+            _ => {}
+        }
+    }
+    let grouping = layout.grouping(scaled::FEATURES)?;
+    if !isa.decodes_in_registers() {
         return None;
     }
-    match (layout.codes, input) {
-        (CodeFormat::F32, Input::F32) => Some(Direct::new::<floats::F32>()),
-        (CodeFormat::F16, Input::F32) => Some(Direct::new::<floats::F16>()),
-        (CodeFormat::BF16, Input::F32) => Some(Direct::new::<floats::WidenedBf16>()),
-        (CodeFormat::BF16, Input::Bf16) => Some(Direct::new::<floats::Bf16>()),
+    if input == Input::Int8 {
+        return Some(Direct {
+            tile: int8::multiply,
+            features: int8::FEATURES,
+            units: 1,
+            bytes: int8::BYTES,
+            // The sums of a row are integers until all products are in them.
+            steps: usize::MAX,
+            grouping: Some(grouping),
+        });
+    }
+    if grouping.group < MIN_GROUP && !grouping.is_one() {
+        return None;
+    }
+    match (layout.codes, layout.zero_points) {
+        (CodeFormat::F8E4M3, None) => Some(Direct::scaled::<codes::E4m3>(input, grouping)),
+        (CodeFormat::I8 | CodeFormat::I8Offset, None) if input == Input::Bf16 => {
+            Some(Direct::scaled::<codes::Int8>(input, grouping))
+        }
+        (CodeFormat::F4E2M1, None) => Some(Direct::scaled::<codes::E2m1>(input, grouping)),
+        (CodeFormat::I4Offset, None) => Some(Direct::scaled::<codes::Int4>(input, grouping)),
+        (CodeFormat::I4Offset, Some(_)) if matrix.has_nibble_zero_points() => {
+            Some(Direct::scaled::<codes::Int4Asymmetric>(input, grouping))
+        }
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::{ALIGN, Arena};
 use crate::rows::Widen;
-use crate::simd::LANES;
+use crate::simd::{LANES, nibble_place, pair_place};
 
 /// Features are padded with zeros to a multiple of this, the most that a kernel takes at once.
 pub(crate) const FEATURES: usize = 4;
@@ -19,9 +19,10 @@ pub(crate) const FEATURES: usize = 4;
 /// the instruction set.
 ///
 /// Panel `p` holds the output features `32 p ..` of all input features: codes, scales, zero points,
-/// each from a multiple of 64 bytes on. Codes of a few input features (as many as fit into 4
-/// bytes: see [`Layout::interleaved`]) lie side by side for an output feature, then those of the
-/// next output feature.
+/// each from a multiple of 64 bytes on. Codes of a few input features lie together, in the order
+/// in which [`Layout::place`] and [`nibble_place`] put them: that of the vectors which a kernel
+/// makes of them. 8-bit integers are there as their value plus 128, which dot products of bytes
+/// take without sign.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Layout {
     pub(crate) codes: CodeFormat,
@@ -153,13 +154,21 @@ impl Layout {
         self.cols.next_multiple_of(FEATURES)
     }
 
-    /// Features whose codes lie side by side: as the dot products of the format take them.
-    pub(crate) fn interleaved(&self) -> usize {
-        match self.codes {
+    /// Where the code of an input feature and a column of a panel lies, for codes of whole bytes:
+    /// those of as many features as dot products take at once lie side by side for a column, then
+    /// those of the next column. Pairs of E4M3 have an [order](pair_place) of their own.
+    fn place(&self, feature: usize, column: usize) -> usize {
+        let side = match self.codes {
             CodeFormat::F32 | CodeFormat::F16 => 1,
             CodeFormat::I8 | CodeFormat::I8Offset => 4,
+            CodeFormat::F8E4M3 => return feature / 2 * 64 + pair_place(column, feature),
             _ => 2,
-        }
+        };
+        (feature / side * LANES + column) * side + feature % side
+    }
+
+    pub(crate) fn is_int8(&self) -> bool {
+        matches!(self.codes, CodeFormat::I8 | CodeFormat::I8Offset)
     }
 
     pub(crate) fn sections(&self) -> Sections {
@@ -200,7 +209,12 @@ impl Layout {
         match self.codes.bytes() {
             Some(4) => self.pack_codes::<4>(matrix, panel, codes),
             Some(2) => self.pack_codes::<2>(matrix, panel, codes),
-            Some(_) => self.pack_codes::<1>(matrix, panel, codes),
+            Some(_) => {
+                self.pack_codes::<1>(matrix, panel, codes);
+                if self.codes == CodeFormat::I8 {
+                    codes.iter_mut().for_each(|code| *code ^= 0x80);
+                }
+            }
             None => self.pack_nibbles(matrix, panel, codes),
         }
         let (scales, zero_points) = grids.split_at_mut(sections.zero_points - sections.scales);
@@ -216,7 +230,6 @@ impl Layout {
 
     fn pack_codes<const N: usize>(&self, matrix: &PackedMatrix, panel: usize, out: &mut [u8]) {
         const BLOCK: usize = 64;
-        let side = self.interleaved();
         let (row_stride, col_stride) = (matrix.row_stride(), matrix.col_stride().unwrap_or(N));
         let (out, _) = out.as_chunks_mut::<N>();
         let lanes = LANES.min(self.rows - panel * LANES);
@@ -227,21 +240,21 @@ impl Layout {
                 for k in start..self.cols.min(start + BLOCK) {
                     let at = from + k * col_stride;
                     if let Some(code) = matrix.codes().get(at..).and_then(<[u8]>::first_chunk) {
-                        out[(k / side * LANES + lane) * side + k % side] = *code;
+                        out[self.place(k, lane)] = *code;
                     }
                 }
             }
         }
     }
 
-    /// A byte holds an even feature in its low nibble and the next one in its high nibble.
     fn pack_nibbles(&self, matrix: &PackedMatrix, panel: usize, out: &mut [u8]) {
         let lanes = LANES.min(self.rows - panel * LANES);
         for lane in 0..lanes {
             let codes = matrix.row_codes(panel * LANES + lane).unwrap_or_default();
-            for (pair, &code) in codes.iter().enumerate() {
-                let last = 2 * pair + 1 == self.cols;
-                out[pair * LANES + lane] = if last { code & 15 } else { code };
+            let nibbles = codes.iter().flat_map(|code| [code & 15, code >> 4]);
+            for (k, nibble) in nibbles.take(self.cols).enumerate() {
+                let (byte, shift) = nibble_place(lane, k);
+                out[k / 4 * 64 + byte] |= nibble << shift;
             }
         }
     }
@@ -314,10 +327,7 @@ impl Layout {
                 let table = f8e4m3_values();
                 self.decode_bytes(panel, first, out, |[b]| table[usize::from(b)]);
             }
-            CodeFormat::I8 => {
-                self.decode_bytes(panel, first, out, |[b]| f32::from(b.cast_signed()));
-            }
-            CodeFormat::I8Offset => {
+            CodeFormat::I8 | CodeFormat::I8Offset => {
                 self.decode_bytes(panel, first, out, |[b]| {
                     f32::from(b.wrapping_sub(128).cast_signed())
                 });
@@ -346,14 +356,10 @@ impl Layout {
         out: &mut [f32],
         value: impl Fn([u8; N]) -> f32,
     ) {
-        let side = self.interleaved();
         let (codes, _) = panel.as_chunks::<N>();
         for (k, out) in (first..).zip(out.chunks_exact_mut(LANES)) {
-            let codes = codes[k / side * LANES * side + k % side..]
-                .iter()
-                .step_by(side);
-            for (out, &code) in out.iter_mut().zip(codes) {
-                *out = value(code);
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = value(codes[self.place(k, column)]);
             }
         }
     }
@@ -366,9 +372,9 @@ impl Layout {
         value: impl Fn(u8) -> f32,
     ) {
         for (k, out) in (first..).zip(out.chunks_exact_mut(LANES)) {
-            let shift = k % 2 * 4;
-            for (out, &code) in out.iter_mut().zip(&panel[k / 2 * LANES..]) {
-                *out = value(code >> shift & 15);
+            for (column, out) in out.iter_mut().enumerate() {
+                let (byte, shift) = nibble_place(column, k);
+                *out = value(panel[k / 4 * 64 + byte] >> shift & 15);
             }
         }
     }

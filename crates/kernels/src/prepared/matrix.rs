@@ -12,6 +12,7 @@ pub struct PreparedMatrix {
     layout: Layout,
     panel_bytes: usize,
     bytes: Region,
+    has_nibble_zero_points: bool,
 }
 
 impl PreparedMatrix {
@@ -34,6 +35,7 @@ impl PreparedMatrix {
             .enumerate()
             .for_each(|(panel, out)| layout.pack(matrix, panel, out));
         Ok(Self {
+            has_nibble_zero_points: layout.has_nibble_zero_points(&bytes),
             layout,
             panel_bytes,
             bytes,
@@ -45,6 +47,7 @@ impl PreparedMatrix {
     pub(super) fn from_parts(layout: Layout, bytes: Region) -> Option<Self> {
         let expected = layout.num_bytes()?;
         (bytes.len() == expected).then(|| Self {
+            has_nibble_zero_points: layout.has_nibble_zero_points(&bytes),
             panel_bytes: layout.sections().end,
             layout,
             bytes,
@@ -53,6 +56,11 @@ impl PreparedMatrix {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Whether nibbles less their zero points are integers from -16 to 15.
+    pub(crate) fn has_nibble_zero_points(&self) -> bool {
+        self.has_nibble_zero_points
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

@@ -3,6 +3,7 @@
 mod bytes;
 mod layout;
 mod matrix;
+mod scaling;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use moekit_quant::{ActivationQuant, ExpertLinear, ExpertMlp, ExpertWeights};
 
 pub(crate) use self::layout::{FEATURES, Layout};
 pub use self::matrix::PreparedMatrix;
+pub(crate) use self::scaling::Grouping;
 use crate::KernelError;
 use crate::check::check_mlp;
 use crate::error::check_len;

@@ -3,8 +3,11 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use moekit_quant::ScaleFormat;
+
+use super::codes::{self, Table};
 use super::portable::Portable;
-use super::{Op, Simd};
+use super::{LANES, Op, Simd, avx512_codes};
 
 /// With BF16 (and VNNI and VBMI, which the instruction set of that name has) or without.
 #[derive(Clone, Copy)]
@@ -183,6 +186,58 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             }
             Portable::store_pairs(to, transmute::<F, [f32; 32]>(values));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(from: *const u8) -> [__m512i; 2] {
+        unsafe {
+            match BF16 {
+                true => avx512_codes::load_e4m3(from),
+                false => codes::pairs::<Self>(codes::e4m3_pairs(from)),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles<const HALF: usize>(from: *const u8, table: &Table) -> [__m512i; 2] {
+        unsafe { avx512_codes::load_nibbles::<HALF>(from, table) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_above<const HALF: usize>(
+        from: *const u8,
+        above: [__m512i; 2],
+        table: &Table,
+    ) -> [__m512i; 2] {
+        unsafe { avx512_codes::load_nibbles_above::<HALF>(from, above, table) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_quads<const HALF: usize>(from: *const u8) -> [__m512i; 2] {
+        unsafe { avx512_codes::load_quads::<HALF>(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_scales(format: ScaleFormat, from: *const u8) -> F {
+        unsafe { avx512_codes::load_scales(format, from) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_quads(quads: *const u8, by: u32, sums: F) -> F {
+        unsafe {
+            match BF16 {
+                true => avx512_codes::add_quads(quads, by, sums),
+                false => {
+                    let sums = transmute::<F, [f32; LANES]>(sums);
+                    Self::load(codes::add_quads(quads, by, sums).as_ptr())
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn from_integers(integers: F) -> F {
+        unsafe { both!(integers => _mm512_cvtepi32_ps(_mm512_castps_si512(integers))) }
     }
 
     #[inline(always)]

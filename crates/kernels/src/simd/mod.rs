@@ -9,12 +9,18 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_codes;
+mod codes;
 mod portable;
+
+use moekit_quant::ScaleFormat;
 
 #[cfg(target_arch = "x86_64")]
 use self::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use self::avx512::Avx512;
+pub(crate) use self::codes::{F4E2M1, I4_OFFSET, I5_OFFSET, Table, nibble_place, pair_place};
 use self::portable::Portable;
 use crate::Isa;
 
@@ -71,6 +77,70 @@ pub(crate) trait Simd: Copy {
     /// 32 values rounded to 16 pairs of bf16.
     unsafe fn store_pairs(to: *mut u32, values: Self::F);
 
+    /// The pairs of two features of E4M3: 64 bytes in the order of [`pair_place`].
+    #[inline(always)]
+    unsafe fn load_e4m3(from: *const u8) -> Self::H {
+        // SAFETY: the caller's promise.
+        unsafe { codes::pairs::<Self>(codes::e4m3_pairs(from)) }
+    }
+
+    /// The pairs of features `2 * HALF` and `2 * HALF + 1` of four features of nibbles: 64 bytes
+    /// in the order of [`nibble_place`]. The table must not look at the fifth bit.
+    #[inline(always)]
+    unsafe fn load_nibbles<const HALF: usize>(from: *const u8, table: &Table) -> Self::H {
+        // SAFETY: the caller's promise.
+        unsafe { codes::pairs::<Self>(codes::nibble_pairs::<HALF>(from, [0; LANES], table)) }
+    }
+
+    /// [`Simd::load_nibbles`] with a number added to each nibble: sums are below 32. Both halves
+    /// of each lane of `above` hold the number.
+    #[inline(always)]
+    unsafe fn load_nibbles_above<const HALF: usize>(
+        from: *const u8,
+        above: Self::H,
+        table: &Table,
+    ) -> Self::H {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let numbers = codes::values::<Self>(Self::widen(above)[1]);
+            let numbers = numbers.map(|number| number.to_bits() >> 16);
+            codes::pairs::<Self>(codes::nibble_pairs::<HALF>(from, numbers, table))
+        }
+    }
+
+    /// The pairs of features `2 * HALF` and `2 * HALF + 1` of four features of bytes that hold an
+    /// integer plus 128: 128 bytes, those of a column side by side.
+    #[inline(always)]
+    unsafe fn load_quads<const HALF: usize>(from: *const u8) -> Self::H {
+        // SAFETY: the caller's promise.
+        unsafe { codes::pairs::<Self>(codes::quad_pairs::<HALF>(from)) }
+    }
+
+    /// 32 scales of a format.
+    #[inline(always)]
+    unsafe fn load_scales(format: ScaleFormat, from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load(codes::scales::<LANES>(format, from).as_ptr()) }
+    }
+
+    /// The products of 32 times 4 unsigned bytes with 4 signed ones, added to integers of 32 bits,
+    /// which wrap around.
+    #[inline(always)]
+    unsafe fn add_quads(quads: *const u8, by: u32, sums: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load(codes::add_quads(quads, by, codes::values::<Self>(sums)).as_ptr()) }
+    }
+
+    /// Integers of 32 bits as nearest `f32`.
+    #[inline(always)]
+    unsafe fn from_integers(integers: Self::F) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let integers = codes::values::<Self>(integers);
+            Self::load(integers.map(|i| i.to_bits().cast_signed() as f32).as_ptr())
+        }
+    }
+
     /// Asks for the cache line at an address, which need not be one of ours.
     unsafe fn prefetch(at: *const u8);
 }
@@ -109,6 +179,28 @@ impl Isa {
                 _ => op.run::<Portable>(),
             }
         }
+    }
+
+    /// [`Isa::dispatch`] for what runs only where [`Isa::decodes_in_registers`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Isa::dispatch`].
+    #[inline]
+    pub(crate) unsafe fn dispatch_codes<O: Op>(self, op: O) -> O::Output {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512Bf16 => avx512::run_bf16(op),
+                _ => op.run::<Portable>(),
+            }
+        }
+    }
+
+    /// Whether it turns codes into bf16 in registers: those that do not widen to `f32` first.
+    pub(crate) fn decodes_in_registers(self) -> bool {
+        matches!(self, Self::Portable | Self::Avx512Bf16)
     }
 
     /// Most rows of a tile.

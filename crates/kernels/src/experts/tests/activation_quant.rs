@@ -354,7 +354,7 @@ fn equal_inputs_are_quantized_once() {
             .with_router_weight(place(on_input))
             .with_activation_quant(ActivationQuantMode::Emulate);
         let experts = ExpertSet::from(experts).mlps();
-        InputPlan::new(&experts, &batch).len()
+        InputPlan::new(&experts, &batch, Isa::Portable).len()
     };
     let per_token = |format| Some(ActivationQuant::PerToken { format });
     let alike = with_schemes(&plain, |_, _| per_token(F8));

@@ -1,0 +1,246 @@
+//! 8-bit integers times activations that are quantized to 8-bit integers: exact sums of integers,
+//! multiplied by the scale of the row and those of the columns at the end.
+//!
+//! Dot products of bytes take one operand without sign. That is the weight, as `w + 128`; each row
+//! begins with `-128` times the sum of its integers, which takes the excess away again.
+#![allow(unsafe_code, reason = "vector instructions, pointers into panels")]
+
+use moekit_quant::{ActivationFormat, ActivationQuant};
+
+use super::scaled::{Shaped, by_shape};
+use crate::Isa;
+use crate::prepared::Layout;
+use crate::simd::{LANES, Op, Simd};
+use crate::tile::{SUMS, Tile, UNROLL};
+
+/// Input features of a step, and of a unit.
+pub(super) const FEATURES: usize = 4;
+/// Bytes of a panel in a step.
+pub(super) const BYTES: usize = FEATURES * LANES;
+/// Units of a row beyond those of its features: its scale, and where its sums begin.
+const EXTRA: usize = 2;
+/// The most features whose sum of products, `255 * 128` each, fits into 32 bits.
+const MAX_FEATURES: usize = 1 << 16;
+/// The fewest features that take more units as `f32` than as integers.
+const MIN_FEATURES: usize = 8;
+
+/// Whether inputs so quantized are multiplied as integers.
+pub(super) fn multiplies(layout: &Layout, quant: ActivationQuant) -> bool {
+    let per_row = matches!(
+        quant,
+        ActivationQuant::PerToken {
+            format: ActivationFormat::I8
+        } | ActivationQuant::Static {
+            format: ActivationFormat::I8,
+            ..
+        }
+    );
+    let one_scale = layout.grouping(FEATURES).is_some_and(|g| g.is_one());
+    let fits = (MIN_FEATURES..MAX_FEATURES).contains(&layout.cols);
+    per_row && one_scale && fits && layout.is_int8() && layout.zero_points.is_none()
+}
+
+/// Units of a row.
+pub(crate) fn units(features: usize) -> usize {
+    features / FEATURES + EXTRA
+}
+
+/// Quantizes a row as [`ActivationQuant::apply`] does, which it is held to; where that gives NaN,
+/// the scale is NaN.
+pub(crate) struct Quantize<'a> {
+    /// One that [`multiplies`].
+    pub(crate) quant: ActivationQuant,
+    pub(crate) values: &'a [f32],
+    /// [`units`] of the features, padding included.
+    pub(crate) units: &'a mut [u32],
+}
+
+impl Op for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        const INFINITE: u32 = f32::INFINITY.to_bits();
+        // Magnitudes are in the order of their bits, NaN last.
+        let magnitude = |x: &f32| x.to_bits() & !(1 << 31);
+        let (chunks, rest) = self.values.as_chunks::<LANES>();
+        let mut top = [0; LANES];
+        for chunk in chunks {
+            for (top, x) in top.iter_mut().zip(chunk) {
+                *top = magnitude(x).max(*top);
+            }
+        }
+        let top = top.into_iter().chain(rest.iter().map(magnitude)).max();
+        let top = top.unwrap_or(0);
+        let scale = match self.quant {
+            ActivationQuant::Static { .. } if top > INFINITE => f32::NAN,
+            ActivationQuant::Static { scale, .. } => scale,
+            _ if top >= INFINITE => f32::NAN,
+            _ => f32::from_bits(top) / 127.5,
+        };
+        let (integers, extra) = self.units.split_at_mut(self.units.len() - EXTRA);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(integers);
+        bytes[self.values.len()..].fill(0);
+        let mut sum = 0;
+        if scale == 0.0 || scale.is_nan() {
+            bytes.fill(0);
+        } else {
+            // A number whose last bit is 1, so that adding it rounds, and the low byte of the sum
+            // is that of the integer.
+            const BIG: f32 = (1_u32 << 23) as f32 + (1_u32 << 22) as f32;
+            for (byte, x) in bytes.iter_mut().zip(self.values) {
+                let rounded = (x / scale).clamp(-128.0, 127.0) + BIG;
+                *byte = rounded.to_bits() as u8;
+                sum += i32::from((rounded.to_bits() as u8).cast_signed());
+            }
+        }
+        extra.copy_from_slice(&[scale.to_bits(), (-128 * sum).cast_unsigned()]);
+    }
+}
+
+/// Multiplies a tile, whose steps are all that a row has.
+///
+/// # Safety
+///
+/// As [`crate::tile::multiply`]; [`EXTRA`] units of all rows follow those of the steps, and the
+/// scaling has the scales of one group.
+pub(super) unsafe fn multiply(isa: Isa, tile: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe { by_shape!(isa, tile, Multiply(tile)) }
+}
+
+struct Multiply<'a>(&'a Tile);
+
+impl<const ROWS: usize, const PANELS: usize> Op for Shaped<Multiply<'_>, ROWS, PANELS> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let tile = self.0.0;
+        // SAFETY: the caller of `multiply` has promised what pointers hold; each step moves on by
+        // what it has read.
+        unsafe {
+            // For each row its scale, then for each row where its sums begin.
+            let extra = tile.a.add(tile.steps * ROWS);
+            let mut sums = [[S::zero(); ROWS]; PANELS];
+            for sums in &mut sums {
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::splat(f32::from_bits(*extra.add(ROWS + row)));
+                }
+            }
+            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.prefetch.at);
+            for _ in 0..tile.steps / UNROLL {
+                for _ in 0..UNROLL {
+                    step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
+                }
+                for _ in 0..tile.prefetch.lines {
+                    S::prefetch(next);
+                    next = next.wrapping_add(64);
+                }
+            }
+            for _ in 0..tile.steps % UNROLL {
+                step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
+            }
+            for (panel, sums) in sums.into_iter().enumerate() {
+                let scale = S::load(tile.scaling.scales[panel]);
+                for (row, sum) in sums.into_iter().enumerate() {
+                    let at = tile.sums.add(row * SUMS + panel * LANES);
+                    let of_row = S::splat(f32::from_bits(*extra.add(row)));
+                    let sum = S::mul(S::from_integers(sum), of_row);
+                    S::store(at, S::mul_add(sum, scale, S::load(at)));
+                }
+            }
+        }
+    }
+}
+
+/// Four features of all rows times their weights.
+#[inline(always)]
+unsafe fn step<S: Simd, const ROWS: usize, const PANELS: usize>(
+    a: &mut *const u32,
+    b: &mut [*const u8; 2],
+    sums: &mut [[S::F; ROWS]; PANELS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for panel in 0..PANELS {
+            for (row, sum) in sums[panel].iter_mut().enumerate() {
+                *sum = S::add_quads(b[panel], *a.add(row), *sum);
+            }
+            b[panel] = b[panel].add(BYTES);
+        }
+        *a = a.add(ROWS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a row of units stands for.
+    fn restored(units: &[u32], len: usize) -> Vec<f32> {
+        let (integers, extra) = units.split_at(units.len() - EXTRA);
+        let scale = f32::from_bits(extra[0]);
+        let bytes: &[u8] = bytemuck::cast_slice(integers);
+        let sum: i32 = bytes.iter().map(|b| i32::from(b.cast_signed())).sum();
+        assert_eq!(extra[1].cast_signed(), -128 * sum);
+        assert!(bytes[len..].iter().all(|b| *b == 0));
+        let value = |b: &u8| f32::from(b.cast_signed()) * scale;
+        bytes[..len].iter().map(value).collect()
+    }
+
+    #[test]
+    fn rows_are_quantized_as_the_reference_does() {
+        let format = ActivationFormat::I8;
+        for isa in Isa::available() {
+            for quant in [
+                ActivationQuant::PerToken { format },
+                ActivationQuant::Static {
+                    format,
+                    scale: 0.013,
+                },
+            ] {
+                for len in [8_usize, 31, 64, 70] {
+                    for size in [0.0, 0.01, 3.0] {
+                        let x: Vec<f32> = (0..len)
+                            .map(|i| ((i * 37 % 101) as f32 - 50.0) * size)
+                            .collect();
+                        let mut units = vec![7; units(len.next_multiple_of(FEATURES))];
+                        let op = Quantize {
+                            quant,
+                            values: &x,
+                            units: &mut units,
+                        };
+                        // SAFETY: the instruction set is an available one.
+                        unsafe { isa.dispatch(op) };
+                        let mut expected = x.clone();
+                        quant.apply(&mut expected);
+                        assert_eq!(restored(&units, len), expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_makes_the_row_nan() {
+        let format = ActivationFormat::I8;
+        for (quant, bad) in [
+            (ActivationQuant::PerToken { format }, f32::NAN),
+            (ActivationQuant::PerToken { format }, f32::INFINITY),
+            (ActivationQuant::Static { format, scale: 1.0 }, f32::NAN),
+        ] {
+            let mut x = [1.0; 40];
+            x[33] = bad;
+            let mut units = [0; 12];
+            let op = Quantize {
+                quant,
+                values: &x,
+                units: &mut units,
+            };
+            // SAFETY: every machine has the portable instruction set.
+            unsafe { Isa::Portable.dispatch(op) };
+            assert!(f32::from_bits(units[10]).is_nan());
+        }
+    }
+}

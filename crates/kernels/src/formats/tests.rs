@@ -130,9 +130,9 @@ fn selection([rows, cols]: [usize; 2]) -> PackedMatrix {
 
 /// An expert whose up projection is the matrix, and one whose down projection it is.
 fn up_and_down(weight: PackedMatrix, quant: Option<ActivationQuant>) -> [PreparedExperts; 2] {
-    let turned = || Some(selection([weight.cols(), weight.rows()]));
-    let mut as_up = experts([None, Some(weight.clone()), turned()]);
-    let mut as_down = experts([None, turned(), Some(weight.clone())]);
+    let turned = selection([weight.cols(), weight.rows()]);
+    let mut as_up = experts([None, Some(weight.clone()), Some(turned.clone())]);
+    let mut as_down = experts([None, Some(turned), Some(weight)]);
     Arc::make_mut(&mut as_up.experts[0]).up.input_quant = quant;
     Arc::make_mut(&mut as_down.experts[0]).down.input_quant = quant;
     [as_up, as_down].map(|experts| PreparedExperts::new(experts).unwrap())

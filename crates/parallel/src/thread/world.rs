@@ -191,6 +191,7 @@ impl Drop for ThreadMember {
 #[cfg(test)]
 mod tests {
     use std::panic::resume_unwind;
+    use std::sync::Barrier;
     use std::thread;
 
     use super::*;
@@ -208,11 +209,15 @@ mod tests {
             let world = ThreadWorld::new(3);
             let members: Vec<_> = (0..3).map(|_| world.enter()).collect();
             let late = world.enter();
+            // The first group is the first three members to ask, so the last one waits for it.
+            let formed = Arc::new(Barrier::new(4));
             let survivors: Vec<_> = members
                 .into_iter()
                 .map(|member| {
+                    let formed = formed.clone();
                     thread::spawn(move || {
                         let (ranks, comm) = member.regroup();
+                        formed.wait();
                         assert_eq!(ranks, [0, 1, 2]);
                         assert_eq!(sum(&comm, member.id()), Ok(3));
                         if member.id() == 1 {
@@ -236,6 +241,7 @@ mod tests {
                 })
                 .collect();
             let newcomer = thread::spawn(move || {
+                formed.wait();
                 let (ranks, comm) = late.regroup();
                 assert_eq!((ranks, sum(&comm, late.id())), (vec![0, 2, 3], Ok(5)));
             });

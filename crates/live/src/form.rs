@@ -88,6 +88,12 @@ pub(crate) fn form(
     let first = all
         .iter()
         .all(|i| i.layers.iter().all(|l| l.held.is_empty()));
+    if first && initial.num_ranks() != num_ranks {
+        return Err(LiveError::Config(format!(
+            "the first placement is for {} ranks, the group has {num_ranks}",
+            initial.num_ranks()
+        )));
+    }
     let mut expert_bytes = Vec::with_capacity(layers.len());
     for (l, layer) in layers.iter_mut().enumerate() {
         let of_layer =

@@ -549,7 +549,6 @@ impl LiveRank {
                 .ok_or(LiveError::NoGroup("it has left"))?;
             let group = membership.next_group()?;
             let (comm, size) = (group.comm.clone(), group.members.len());
-            self.check_initial(size)?;
             let result = form(
                 group,
                 &self.config,
@@ -587,19 +586,6 @@ impl LiveRank {
         self.group = Some(formed.group);
         if self.layers.iter().any(|layer| !layer.absent.is_empty()) {
             self.restore();
-        }
-        Ok(())
-    }
-
-    /// Whether the first placement is one for the first group.
-    fn check_initial(&self, size: usize) -> Result<(), LiveError> {
-        let empty = self.step == 0 && self.layers.iter().all(|l| l.current().is_none());
-        let ranks = self.initial.num_ranks();
-        // A newcomer's first group is not the first one: it has more members than the placement.
-        if empty && size < ranks {
-            return Err(LiveError::Config(format!(
-                "the first placement is for {ranks} ranks, the group has {size}"
-            )));
         }
         Ok(())
     }

@@ -206,3 +206,41 @@ fn changes_at_once() {
         }
     });
 }
+
+/// A group that is smaller than its first placement lets members in all the same.
+#[test]
+fn a_newcomer_may_find_a_smaller_group_than_the_first() {
+    watched(|| {
+        let model = Model::random(2, Reduction::PerSlot);
+        let config = rotating().with_interval(7).with_synchronous(true);
+        let world = ThreadWorld::new(4);
+        let others: Vec<_> = (0..3)
+            .map(|_| {
+                let (model, config, member) = (model.clone(), config.clone(), world.enter());
+                thread::spawn(move || {
+                    // Enters, and is gone.
+                    drop(model.start(member, 4, config).unwrap());
+                })
+            })
+            .collect();
+        let mut live = model.start(world.enter(), 4, config.clone()).unwrap();
+        for other in others {
+            other.join().unwrap();
+        }
+        live.recover().unwrap();
+        let newcomer = {
+            let (model, config, member) = (model.clone(), config, world.enter());
+            thread::spawn(move || {
+                let mut live = model.start(member, 4, config).unwrap();
+                let size = live.members().len();
+                live.end_step().ok();
+                size
+            })
+        };
+        while live.members().len() == 1 {
+            live.end_step().unwrap();
+        }
+        live.end_step().ok();
+        assert_eq!(newcomer.join().unwrap(), 2);
+    });
+}

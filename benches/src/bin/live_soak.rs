@@ -2,7 +2,7 @@
 //! that of one rank, bit by bit:
 //! `cargo run --release -p moekit-benches --bin live_soak -- [SECONDS] [SEED]` (600 and 0).
 //!
-//! Prints what happened as JSON; fails if an output was wrong or nothing moved.
+//! Prints what happened as JSON; fails if an output was wrong, a member failed or nothing moved.
 
 #![allow(
     clippy::unwrap_used,
@@ -103,6 +103,16 @@ struct Counts {
     left: AtomicU64,
     failures: AtomicU64,
     steps: AtomicU64,
+    panics: AtomicU64,
+}
+
+/// Counts a member that panics; nobody joins the threads of those that came later.
+struct PanicCount<'a>(&'a Counts);
+
+impl Drop for PanicCount<'_> {
+    fn drop(&mut self) {
+        add(&self.0.panics, u64::from(thread::panicking()));
+    }
 }
 
 fn add(counter: &AtomicU64, n: u64) {
@@ -180,6 +190,7 @@ impl Soak {
 
     /// One member's life. It is lost or leaves as the seed has it, member 0 excepted.
     fn live(self: &Arc<Self>, world: &ThreadWorld, member: ThreadMember) {
+        let _count = PanicCount(&self.counts);
         let id = member.id();
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(id + 1);
@@ -289,6 +300,8 @@ fn main() {
         }
         moved = steps;
     }
+    // Members that are stopped on their way into a group may well panic; that is no finding.
+    let panics = soak.counts.panics.load(Ordering::Relaxed);
     soak.stop.store(true, Ordering::Relaxed);
     let first = members.into_iter().next();
     assert!(
@@ -310,8 +323,10 @@ fn main() {
         "ranks_lost": read(&counts.lost),
         "ranks_left": read(&counts.left),
         "failures": read(&counts.failures),
+        "panics": panics,
     });
     println!("{report}");
     assert_eq!(read(&counts.wrong), 0, "wrong outputs");
+    assert_eq!(panics, 0, "members that failed");
     assert!(read(&counts.commits) > 0, "nothing moved");
 }

@@ -1,4 +1,4 @@
-#![allow(unused_imports)]
+#![allow(unused_imports, reason = "typetag gives up before it uses them")]
 
 use moekit_placement::{
     ModelPlacement, PlacementError, PlacementRequest, PlacementStrategy, typetag,

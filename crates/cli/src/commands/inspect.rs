@@ -10,6 +10,7 @@ use moekit::quant::{
 };
 use moekit::routing::{ExpertRouting, Placement, Rank, RankView, RoutingTable, Topology};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::Result;
 use crate::output::{print_json, print_line};
@@ -205,7 +206,7 @@ impl Report {
                 layer.formats.join("; "),
             ));
             lines.push(format!("  router      {}", describe_router(&layer.router)));
-            lines.push(format!("  activation  {:?}", layer.activation));
+            lines.push(format!("  activation  {}", named(&layer.activation)));
             if let Some(shared) = &layer.shared {
                 let gated = if shared.gate.is_some() { ", gated" } else { "" };
                 lines.push(format!(
@@ -228,11 +229,13 @@ impl Report {
 }
 
 fn describe_router(router: &RouterSpec) -> String {
-    let mut parts = vec![format!("{:?}, {:?}", router.scoring, router.selection)];
+    let mut parts = vec![named(&router.scoring), named(&router.selection)];
     if let Some(groups) = router.groups {
         parts.push(format!(
-            "{} of {} groups by {:?}",
-            groups.top_groups, groups.num_groups, groups.score
+            "{} of {} groups by {}",
+            groups.top_groups,
+            groups.num_groups,
+            named(&groups.score)
         ));
     }
     for (set, what) in [
@@ -251,7 +254,51 @@ fn describe_router(router: &RouterSpec) -> String {
     parts.join(", ")
 }
 
+/// A variant of an enum by its name in `--json`, with its settings: `swiglu_oai (alpha 1.702, beta 1.0)`.
+fn named(variant: &impl Serialize) -> String {
+    // By way of text, which keeps `f32` as short as it is.
+    let value = serde_json::to_string(variant).and_then(|text| serde_json::from_str(&text));
+    match value {
+        Ok(Value::String(name)) => name,
+        Ok(Value::Object(variant)) => {
+            let one = |(name, settings): (String, Value)| match settings_of(&settings) {
+                settings if settings.is_empty() => name,
+                settings => format!("{name} ({settings})"),
+            };
+            variant.into_iter().map(one).collect()
+        }
+        _ => "?".to_owned(),
+    }
+}
+
+fn settings_of(settings: &Value) -> String {
+    let settings = settings.as_object().into_iter().flatten();
+    let given = settings.filter(|(_, value)| !value.is_null());
+    let given: Vec<String> = given
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    given.join(", ")
+}
+
 /// A size for people, in binary units.
 pub(crate) fn bytes(n: usize) -> String {
     indicatif::HumanBytes(n as u64).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_told_by_name_and_settings() {
+        assert_eq!(named(&Activation::SILU), "silu");
+        let oai = Activation::SwigluOai {
+            alpha: 1.702,
+            beta: 1.0,
+            limit: None,
+        };
+        assert_eq!(named(&oai), "swiglu_oai (alpha 1.702, beta 1.0)");
+        let router = RouterSpec::new("gate.weight");
+        assert_eq!(describe_router(&router), "softmax, scores_then_top_k");
+    }
 }

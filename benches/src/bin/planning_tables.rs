@@ -1,0 +1,331 @@
+//! The tables of `docs/planning.md` that no command of `moekit` makes:
+//! `cargo run --release -p moekit-benches --bin planning_tables -- [replan] [lost-rank] [nodes] [budgets]`
+//! (all of them without arguments). Loads are seeded.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot set up its input has nothing to say"
+)]
+
+use std::time::Instant;
+
+use moekit::eval::workload::{Profile, Workload};
+use moekit::placement::balance::rank_loads;
+use moekit::placement::bound::{load_bound, optimal_split};
+use moekit::placement::{
+    ExpertLoad, LoadTrace, MigrationBudget, ModelPlacement, Placement, PlacementChange,
+    PlacementRequest, PlacementStrategy, Topology,
+};
+use moekit::strategies::adaptive::Adaptive;
+use moekit::strategies::eplb::Eplb;
+
+const EXPERTS: usize = 256;
+const SLOTS: usize = 288;
+const RANKS: usize = 32;
+const GROUPS: usize = 8;
+
+fn main() {
+    let mut tables: Vec<String> = std::env::args().skip(1).collect();
+    if tables.is_empty() {
+        tables = ["replan", "lost-rank", "nodes", "budgets"]
+            .map(str::to_owned)
+            .to_vec();
+    }
+    for table in tables {
+        println!("{table}");
+        match table.as_str() {
+            "replan" => replan(),
+            "lost-rank" => lost_rank(),
+            "nodes" => nodes(),
+            "budgets" => budgets(),
+            _ => println!("  no such table: replan, lost-rank, nodes or budgets"),
+        }
+    }
+}
+
+/// Plans as a caller does: checked against the request.
+fn plan(strategy: &dyn PlacementStrategy, request: &PlacementRequest<'_>) -> ModelPlacement {
+    strategy.plan(request).unwrap()
+}
+
+fn request<'a>(topology: &'a Topology, load: &'a ExpertLoad) -> PlacementRequest<'a> {
+    PlacementRequest::new(load.num_layers(), EXPERTS, topology)
+        .unwrap()
+        .with_num_slots(SLOTS)
+        .unwrap()
+        .with_load(load)
+        .unwrap()
+}
+
+fn trace(profile: &str, [layers, steps]: [usize; 2], drift: f64, seed: u64) -> LoadTrace {
+    let profile: Profile = profile.parse().unwrap();
+    let workload = Workload::new(profile, EXPERTS, layers, steps, 1_000_000).unwrap();
+    let workload = workload.with_drift(drift).unwrap().with_seed(seed);
+    workload.generate().unwrap()
+}
+
+fn largest(placement: &Placement, load: &[f64]) -> f64 {
+    let loads = rank_loads(placement, load).unwrap();
+    loads.into_iter().fold(0.0, f64::max)
+}
+
+/// Slots filled with an expert that is new to their rank, over all layers.
+fn received(old: &ModelPlacement, new: &ModelPlacement) -> usize {
+    let layers = old.layers().iter().zip(new.layers());
+    layers
+        .map(|(old, new)| PlacementChange::between(old, new).slots_received())
+        .sum()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn smallest(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// Five plans, each from the one before, as popularity drifts.
+fn replan() {
+    let (layers, plans) = (16, 5);
+    let topology = Topology::new(RANKS).unwrap();
+    for profile in [
+        "lognormal:0.8",
+        "lognormal:1.2",
+        "zipf:0.8",
+        "zipf:1.0",
+        "zipf:1.2",
+        "powerlaw:1.01",
+    ] {
+        for drift in [0.02, 0.05] {
+            let trace = trace(profile, [layers, plans + 1], drift, 5);
+            let steps = trace.steps();
+            let mut current = plan(&Adaptive::default(), &request(&topology, &steps[0]));
+            let (mut moved, mut balance) = (0, Vec::new());
+            for load in &steps[1..] {
+                let request = request(&topology, load);
+                let request = request.with_current(&current, MigrationBudget::Unlimited);
+                let next = plan(&Adaptive::default(), &request.unwrap());
+                moved += received(&current, &next);
+                let placed = next.layers().iter().zip(load.layers());
+                balance.extend(placed.map(|(placement, load)| {
+                    let bound = load_bound(load, &[SLOTS / RANKS; RANKS]).unwrap();
+                    bound.max_load / largest(placement, load)
+                }));
+                current = next;
+            }
+            let share = moved as f64 / (plans * layers * SLOTS) as f64;
+            println!(
+                "  {profile} drift {drift}: {:.1} % of slots moved, smallest balance over the bound {:.3}",
+                100.0 * share,
+                smallest(&balance)
+            );
+        }
+    }
+}
+
+/// One of the ranks has no slots any more.
+fn lost_rank() {
+    let layers = 58;
+    let topology = Topology::new(RANKS).unwrap();
+    let load = trace("lognormal:0.8", [layers, 1], 0.0, 9).total();
+    let full = request(&topology, &load);
+    let current = plan(&Adaptive::default(), &full);
+    let mut slots = vec![SLOTS / RANKS; RANKS];
+    slots[7] = 0;
+    let request = full.with_slots_per_rank(slots).unwrap();
+    let request = request.with_current(&current, MigrationBudget::Unlimited);
+    let request = request.unwrap();
+    let start = Instant::now();
+    let next = plan(&Adaptive::default(), &request);
+    let micros = start.elapsed().as_secs_f64() * 1e6 / layers as f64;
+    let placed = next.layers().iter().zip(load.layers());
+    let balance: Vec<f64> = placed
+        .map(|(placement, load)| {
+            load.iter().sum::<f64>() / (RANKS - 1) as f64 / largest(placement, load)
+        })
+        .collect();
+    println!(
+        "  {} experts travel, balance {:.3}, {micros:.0} us per layer",
+        received(&current, &next),
+        mean(&balance)
+    );
+}
+
+/// Tokens off the home node of their group, beside the least that any home of the groups allows.
+fn nodes() {
+    let layers = 16;
+    for profile in [
+        "lognormal:0.5",
+        "lognormal:0.8",
+        "lognormal:1.2",
+        "zipf:0.8",
+        "zipf:1.0",
+    ] {
+        for nodes in [4, 8] {
+            let load = trace(profile, [layers, 1], 0.0, 11).total();
+            let topology = Topology::new(RANKS).unwrap().with_nodes(nodes).unwrap();
+            let request = request(&topology, &load)
+                .with_expert_groups(GROUPS)
+                .unwrap();
+            let balance = |plan: &ModelPlacement| -> Vec<f64> {
+                let placed = plan.layers().iter().zip(load.layers());
+                placed
+                    .map(|(placement, load)| {
+                        load.iter().sum::<f64>() / RANKS as f64 / largest(placement, load)
+                    })
+                    .collect()
+            };
+            let greedy = plan(&Eplb::default(), &request);
+            let adaptive = plan(&Adaptive::default(), &request);
+            let placed = adaptive.layers().iter().zip(load.layers());
+            let off: Vec<f64> = placed.map(|(p, load)| off_home(p, load, nodes)).collect();
+            let least: Vec<f64> = load.layers().map(|load| least_spill(load, nodes)).collect();
+            let excess = off.iter().zip(&least).map(|(off, least)| off - least);
+            println!(
+                "  {profile} on {nodes} nodes: eplb {:.3}, adaptive {:.3} at least, off home {:.1} %, \
+                 unavoidable {:.1} %, largest excess {:.1} points",
+                mean(&balance(&greedy)),
+                smallest(&balance(&adaptive)),
+                100.0 * mean(&off),
+                100.0 * mean(&least),
+                100.0 * excess.fold(f64::NEG_INFINITY, f64::max)
+            );
+        }
+    }
+}
+
+/// Share of the tokens that are not served on the node that serves most of their group.
+fn off_home(placement: &Placement, load: &[f64], nodes: usize) -> f64 {
+    let replicas = placement.replica_counts();
+    let mut served = vec![[0.0; GROUPS]; nodes];
+    for (slot, expert) in placement.physical_to_logical().iter().enumerate() {
+        let (node, expert) = (slot / (SLOTS / nodes), expert.index());
+        served[node][expert / (EXPERTS / GROUPS)] += load[expert] / replicas[expert] as f64;
+    }
+    let home = |group: usize| served.iter().map(|node| node[group]).fold(0.0, f64::max);
+    1.0 - (0..GROUPS).map(home).sum::<f64>() / load.iter().sum::<f64>()
+}
+
+/// Share of the tokens above the mean of a node, under the best of all homes of the groups.
+fn least_spill(load: &[f64], nodes: usize) -> f64 {
+    let groups = load.chunks(EXPERTS / GROUPS);
+    let groups: Vec<f64> = groups.map(|group| group.iter().sum()).collect();
+    let total: f64 = load.iter().sum();
+    let mut homes = Homes {
+        loads: vec![0.0; nodes],
+        free: vec![GROUPS / nodes; nodes],
+        capacity: total / nodes as f64,
+    };
+    homes.least_spill(&groups) / total
+}
+
+/// Groups that have a home so far.
+struct Homes {
+    loads: Vec<f64>,
+    /// Groups that a node still takes.
+    free: Vec<usize>,
+    capacity: f64,
+}
+
+impl Homes {
+    /// Tries every home for every group that is left.
+    fn least_spill(&mut self, groups: &[f64]) -> f64 {
+        let Some((&group, others)) = groups.split_first() else {
+            let spill = |load: &f64| (load - self.capacity).max(0.0);
+            return self.loads.iter().map(spill).sum();
+        };
+        let mut least = f64::INFINITY;
+        for node in 0..self.loads.len() {
+            let empty = self.loads[node] == 0.0;
+            if self.free[node] > 0 {
+                let before = self.loads[node];
+                self.loads[node] += group;
+                self.free[node] -= 1;
+                least = least.min(self.least_spill(others));
+                self.loads[node] = before;
+                self.free[node] += 1;
+            }
+            // One empty node is as good as another.
+            if empty {
+                break;
+            }
+        }
+        least
+    }
+}
+
+/// Layers of different skew share the replicas, or have the same number each.
+fn budgets() {
+    let (window, steps, tokens) = (32, 12, 32_768);
+    let profiles = [
+        "lognormal:0.3",
+        "lognormal:0.5",
+        "lognormal:0.8",
+        "r1-mt",
+        "lognormal:1.2",
+        "lognormal:0.3",
+        "lognormal:0.8",
+        "zipf:0.8",
+    ];
+    let layer = |(seed, profile): (u64, &str)| {
+        let profile: Profile = profile.parse().unwrap();
+        let workload = Workload::new(profile, EXPERTS, 1, window + steps, tokens).unwrap();
+        let workload = workload.with_concentration(13_000.0).unwrap();
+        workload.with_seed(seed).generate().unwrap()
+    };
+    let layers: Vec<LoadTrace> = (100..).zip(profiles).map(layer).collect();
+    let step = |step: usize| {
+        let rows = layers.iter().map(|t| t.steps()[step].layer(0).unwrap());
+        ExpertLoad::from_rows(&rows.map(<[f64]>::to_vec).collect::<Vec<_>>()).unwrap()
+    };
+    let trace = LoadTrace::new((0..window + steps).map(step).collect()).unwrap();
+    let load = trace.window(0..window).unwrap();
+    let topology = Topology::new(RANKS).unwrap();
+    let mut shared = Adaptive::default();
+    shared.layer_budgets = true;
+    let strategies: [(&str, &dyn PlacementStrategy); 3] = [
+        ("eplb", &Eplb::default()),
+        ("adaptive", &Adaptive::default()),
+        ("adaptive, layer_budgets", &shared),
+    ];
+    for (name, strategy) in strategies {
+        for redundant in [8, 16, 32] {
+            // Experts that ranks do not divide are refused by `eplb`.
+            if !(EXPERTS + redundant).is_multiple_of(RANKS) && name == "eplb" {
+                continue;
+            }
+            let request = PlacementRequest::new(profiles.len(), EXPERTS, &topology)
+                .and_then(|r| r.with_redundant_experts(redundant))
+                .and_then(|r| r.with_load(&load))
+                .unwrap();
+            let plan = plan(strategy, &request);
+            let of_plan = balance(&plan, &load, largest);
+            let later = &trace.steps()[window..];
+            let equal: Vec<f64> = later.iter().map(|s| balance(&plan, s, largest)).collect();
+            let best: Vec<f64> = later.iter().map(|s| balance(&plan, s, split)).collect();
+            println!(
+                "  {name}, {redundant} replicas per layer: plan {of_plan:.4}, steps {:.3} split evenly, {:.3} at best",
+                mean(&equal),
+                mean(&best)
+            );
+        }
+    }
+}
+
+/// The largest rank load under the best split.
+fn split(placement: &Placement, load: &[f64]) -> f64 {
+    let counts: Vec<u64> = load.iter().map(|&tokens| tokens as u64).collect();
+    optimal_split(placement, &counts).unwrap().largest() as f64
+}
+
+/// Mean over largest rank load, layers weighed by their time.
+fn balance(
+    plan: &ModelPlacement,
+    load: &ExpertLoad,
+    largest: impl Fn(&Placement, &[f64]) -> f64,
+) -> f64 {
+    let mean: f64 = load.layers().flatten().sum::<f64>() / RANKS as f64;
+    let placed = plan.layers().iter().zip(load.layers());
+    mean / placed.map(|(p, load)| largest(p, load)).sum::<f64>()
+}

@@ -115,6 +115,20 @@ pub trait Communicator: Debug + Send + Sync {
     /// [`CommError::Concurrent`].
     fn recv(&self, from: Rank, tag: u32) -> Result<Buffer, CommError>;
 
+    /// The next message of that rank with that tag, if it has come. Does not wait, not even for one
+    /// that can never come.
+    ///
+    /// # Errors
+    ///
+    /// [`CommError::UnknownRank`], [`CommError::Tag`]; [`CommError::Unsupported`] from a transport
+    /// that cannot look without waiting.
+    fn try_recv(&self, from: Rank, tag: u32) -> Result<Option<Buffer>, CommError> {
+        let _ = (from, tag);
+        Err(CommError::Unsupported {
+            what: "look at messages without waiting",
+        })
+    }
+
     /// Waits until every rank has come here.
     ///
     /// # Errors

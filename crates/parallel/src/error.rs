@@ -67,6 +67,9 @@ pub enum CommError {
         /// The rank.
         rank: Rank,
     },
+    /// A member waits to be let into a group of which nobody is left.
+    #[error("there is no group to enter: all its members have left")]
+    NoGroup,
     /// Something that this transport cannot do.
     #[error("this transport has no {what}")]
     Unsupported {

@@ -3,7 +3,8 @@
 //! A [`Communicator`] is one rank's end of an EP group: collectives and messages over opaque
 //! [`Buffer`]s. [`CommunicatorExt`] speaks in values (`f32`, `i64`, ...) on top of it. The ranks of
 //! a [`ThreadGroup`] are threads of this process; with the feature `mpi` those of an `MpiGroup` are
-//! processes. [`EpDispatcher`] takes the tokens of a fused MoE
+//! processes. Groups that come and go are those of a [`ThreadWorld`], or, over any transport whose
+//! ranks are there from the beginning, of a [`RankPool`]. [`EpDispatcher`] takes the tokens of a fused MoE
 //! layer from rank to rank over any communicator.
 //!
 //! ```
@@ -31,6 +32,8 @@ mod error;
 mod group_error;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod pause;
+mod pool;
 mod reduce;
 mod thread;
 #[cfg(test)]
@@ -44,5 +47,6 @@ pub use error::CommError;
 pub use group_error::GroupError;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiCommunicator, MpiGroup};
+pub use pool::{PoolMember, RankPool};
 pub use reduce::{ElementType, ReduceOp, Reducible};
 pub use thread::{ThreadCommunicator, ThreadGroup, ThreadMember, ThreadWorld};

@@ -1,7 +1,5 @@
 use std::ffi::c_int;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
-use std::{hint, thread};
 
 use bytes::Bytes;
 use moekit_routing::Rank;
@@ -10,6 +8,7 @@ use super::state::{Group, Process, State};
 use super::sys::{Comm, Mpi, Operation, Parts};
 use crate::call::{Call, Collective};
 use crate::communicator::{check_peer, position_in};
+use crate::pause::pause;
 use crate::reduce::reduce_in_rank_order;
 use crate::{Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp};
 
@@ -374,6 +373,14 @@ impl Communicator for MpiCommunicator {
         result
     }
 
+    fn try_recv(&self, from: Rank, tag: u32) -> Result<Option<Buffer>, CommError> {
+        check_peer(from, tag, self.size)?;
+        let from = from.index();
+        self.process.lock().progress();
+        let call = || Call::Recv { from, tag }.to_string();
+        self.with_group(call, |group, mpi| Ok(group.take_message(mpi, from, tag)))
+    }
+
     fn barrier(&self) -> Result<(), CommError> {
         let entered = self.enter_collective(Collective::Barrier)?;
         let headers = vec![header(Collective::Barrier); self.size];
@@ -438,15 +445,6 @@ impl Drop for MpiCommunicator {
         if let Some(group) = self.process.lock().groups.get_mut(&self.id) {
             group.dropped = true;
         }
-    }
-}
-
-/// Between two looks at MPI: first at once, then others may have the core, then it is idle.
-pub(super) fn pause(rounds: u32) {
-    match rounds {
-        0..64 => hint::spin_loop(),
-        64..2048 => thread::yield_now(),
-        _ => thread::sleep(Duration::from_micros(50)),
     }
 }
 

@@ -8,11 +8,12 @@ use mpi::environment::Universe;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::{Threading, environment};
 
-use super::communicator::{MpiCommunicator, pause};
+use super::communicator::MpiCommunicator;
 use super::notice::peer_failed;
 use super::state::{Group, Process};
 use super::sys::Mpi;
 use crate::group_error::End;
+use crate::pause::pause;
 use crate::{CommError, GroupError};
 
 /// The group whose ranks are the processes that `mpirun` started.

@@ -211,6 +211,14 @@ impl Communicator for ThreadCommunicator {
         })
     }
 
+    fn try_recv(&self, from: Rank, tag: u32) -> Result<Option<Buffer>, CommError> {
+        check_peer(from, tag, self.size())?;
+        let from = from.index();
+        let mut state = self.shared.lock();
+        state.admit(self.rank, Call::Recv { from, tag })?;
+        Ok(state.take_message(self.rank, from, tag))
+    }
+
     fn barrier(&self) -> Result<(), CommError> {
         self.exchange(Collective::Barrier, Vec::new()).map(drop)
     }

@@ -1,0 +1,260 @@
+//! Groups that come and go among ranks that stay.
+
+mod notice;
+mod seats;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use moekit_routing::Rank;
+
+use self::notice::Notice;
+use self::seats::Seats;
+use crate::pause::pause;
+use crate::{CommError, Communicator, MAX_TAG};
+
+/// The tag of the pool's messages: its communicator carries others beside them.
+const TAG: u32 = MAX_TAG;
+
+/// Ranks of which some form one group after another while the others wait as spares: elastic groups
+/// over a transport whose ranks are there from the beginning, as the processes of an MPI job are.
+///
+/// Every rank of the communicator makes one pool of it. A rank [enters](Self::enter) and holds its
+/// [`PoolMember`]; the group in force ends with the first member that leaves or asks for the next
+/// one. The next group is made of all members of the last one that are still there and of all that
+/// wait to be let in. Spares [wait until they are invited](Self::wait_for_invitation), and a rank
+/// that has left is a spare again.
+///
+/// Nobody but the ranks themselves knows who is in: each tells all others when it waits and when it
+/// leaves, and the first member that is left of the last group decides who is in the next, when all
+/// others that are left wait. It cannot leave before it has told them.
+///
+/// ```
+/// use std::sync::Arc;
+/// use moekit_parallel::{CommError, Communicator, RankPool, ThreadGroup};
+///
+/// let sizes = ThreadGroup::run(3, |comm| {
+///     let rank = comm.rank().index();
+///     // The first group is rank 0 alone.
+///     let pool = RankPool::new(Arc::new(comm), 1);
+///     if rank > 0 && !pool.wait_for_invitation()? {
+///         return Ok(0);
+///     }
+///     let member = pool.enter();
+///     let (_, mut group) = member.regroup()?;
+///     if rank == 0 {
+///         assert_eq!(pool.invite(1)?, 1);
+///         while member.num_waiting()? == 0 {}
+///         group = member.regroup()?.1;
+///     }
+///     group.barrier()?;
+///     Ok::<_, CommError>(group.size())
+/// })?;
+/// assert_eq!(sizes, [2, 2, 0]);
+/// # Ok::<(), moekit_parallel::GroupError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RankPool(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    comm: Arc<dyn Communicator>,
+    seats: Mutex<Seats>,
+}
+
+impl RankPool {
+    /// A pool whose first group are the first ranks of the communicator, and nobody else.
+    ///
+    /// # Arguments
+    ///
+    /// - `comm` - all ranks. The pool keeps the last tag of its messages for itself.
+    /// - `first_size` - ranks of the first group, at least 1.
+    pub fn new(comm: Arc<dyn Communicator>, first_size: usize) -> Self {
+        let seats = Seats::new(comm.size(), comm.rank().index(), first_size);
+        Self(Arc::new(Pool {
+            comm,
+            seats: Mutex::new(seats),
+        }))
+    }
+
+    /// The communicator of all ranks.
+    pub fn comm(&self) -> &Arc<dyn Communicator> {
+        &self.0.comm
+    }
+
+    /// This rank as a new member, without a group until it [asks](PoolMember::regroup) for one. A
+    /// rank is one member at a time.
+    pub fn enter(&self) -> PoolMember {
+        PoolMember {
+            id: self.0.lock().enter(),
+            pool: self.0.clone(),
+            group: Mutex::default(),
+        }
+    }
+
+    /// Asks spares to enter, those of lowest rank first, and returns how many there were to ask.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end.
+    pub fn invite(&self, count: usize) -> Result<usize, CommError> {
+        self.0.listen()?;
+        let spares = self.0.lock().take_spares(count);
+        for &rank in &spares {
+            self.0.tell(rank, &Notice::Invited)?;
+        }
+        Ok(spares.len())
+    }
+
+    /// Waits as a spare until this rank is invited: `true`. `false` when nobody is left that could
+    /// do so.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end.
+    pub fn wait_for_invitation(&self) -> Result<bool, CommError> {
+        self.0.wait(|seats| {
+            if seats.take_invitation() {
+                return Some(true);
+            }
+            seats.is_over().then_some(false)
+        })
+    }
+
+    /// Whether all members of the last group have left, so that there can be no other group.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end.
+    pub fn is_over(&self) -> Result<bool, CommError> {
+        self.0.listen()?;
+        Ok(self.0.lock().is_over())
+    }
+}
+
+impl Pool {
+    /// Poison says nothing: no code panics in here.
+    fn lock(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what the others have told.
+    fn listen(&self) -> Result<(), CommError> {
+        let others = (0..self.comm.size()).filter(|&r| r != self.comm.rank().index());
+        for rank in others {
+            while let Some(message) = self.comm.try_recv(Rank::new(rank), TAG)? {
+                match Notice::decode(&message.to_bytes()) {
+                    Some(notice) => self.lock().hear(rank, notice),
+                    None => {
+                        let problem = format!("rank {rank} speaks another version of the pool");
+                        return Err(self.comm.abort(&problem));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, rank: usize, notice: &Notice) -> Result<(), CommError> {
+        let message = notice.encode().into();
+        self.comm.send(Rank::new(rank), TAG, message)
+    }
+
+    fn tell_all(&self, notice: &Notice) -> Result<(), CommError> {
+        let own = self.comm.rank().index();
+        let mut others = (0..self.comm.size()).filter(|&rank| rank != own);
+        others.try_for_each(|rank| self.tell(rank, notice))
+    }
+
+    /// Listens until there is an answer.
+    fn wait<T>(&self, mut ready: impl FnMut(&mut Seats) -> Option<T>) -> Result<T, CommError> {
+        let mut rounds = 0;
+        loop {
+            self.listen()?;
+            if let Some(answer) = ready(&mut self.lock()) {
+                return Ok(answer);
+            }
+            pause(rounds);
+            rounds += 1;
+        }
+    }
+}
+
+/// A rank's place in the groups of a [`RankPool`]. Whoever drops it has left, and is a spare again.
+#[derive(Debug)]
+pub struct PoolMember {
+    id: u64,
+    pool: Arc<Pool>,
+    /// The group in force.
+    group: Mutex<Option<Arc<dyn Communicator>>>,
+}
+
+impl PoolMember {
+    /// Its number, never used again.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// How many members wait to be let in. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end.
+    pub fn num_waiting(&self) -> Result<usize, CommError> {
+        self.pool.listen()?;
+        Ok(self.pool.lock().newcomers().len())
+    }
+
+    /// Ends the group in force, waits until all other members that are left of it have come here
+    /// too, and returns the next group: the member of each rank, and this one's end. Members that
+    /// are left keep their order, newcomers come behind them.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end; [`CommError::NoGroup`] if all members of the group that
+    /// this one wants to be let into have left.
+    pub fn regroup(&self) -> Result<(Vec<u64>, Arc<dyn Communicator>), CommError> {
+        self.end_group("it goes on in another group");
+        let notice = self.pool.lock().wait_for_group(self.id);
+        self.pool.tell_all(&notice)?;
+        let members = self.pool.wait(|seats| {
+            if let Some(members) = seats.group_of(self.id) {
+                return Some(Ok((members, None)));
+            }
+            if let Some((members, notice)) = seats.decide(self.id) {
+                return Some(Ok((members, Some(notice))));
+            }
+            seats.is_over().then_some(Err(CommError::NoGroup))
+        })?;
+        let (members, decided) = members?;
+        if let Some(notice) = decided {
+            self.pool.tell_all(&notice)?;
+        }
+        let size = self.pool.comm.size() as u64;
+        let ranks: Vec<Rank> = members
+            .iter()
+            .map(|id| Rank::new((id % size) as usize))
+            .collect();
+        let group = self.pool.comm.subgroup(&ranks)?.ok_or(CommError::NoGroup)?;
+        *self.group() = Some(group.clone());
+        Ok((members, group))
+    }
+
+    fn group(&self) -> MutexGuard<'_, Option<Arc<dyn Communicator>>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_group(&self, message: &str) {
+        if let Some(group) = self.group().take() {
+            group.abort(message);
+        }
+    }
+}
+
+impl Drop for PoolMember {
+    fn drop(&mut self) {
+        self.end_group("it has left the group");
+        let notice = self.pool.lock().leave(self.id);
+        // An error here is one of all ranks, of which their next call tells.
+        self.pool.tell_all(&notice).ok();
+    }
+}

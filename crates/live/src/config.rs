@@ -199,15 +199,17 @@ impl LiveConfig {
         self
     }
 
-    /// Bytes of experts that a rank sends between two forward passes, at most.
+    /// Bytes of experts that a rank sends, and that it receives, between two forward passes, at
+    /// most.
     #[must_use]
     pub fn with_bytes_per_step(mut self, bytes: usize) -> Self {
         self.bytes_per_step = bytes;
         self
     }
 
-    /// Bytes of experts that a rank receives before it commits, at most. A layer for which they
-    /// are too few commits in several stages; a budget below one expert is refused.
+    /// Bytes of experts that a rank receives before it commits, at most, over all layers under way.
+    /// A layer for which they are too few commits in several stages; a budget below one expert is
+    /// refused.
     #[must_use]
     pub fn with_staging_bytes(mut self, bytes: u64) -> Self {
         self.staging_bytes = bytes;

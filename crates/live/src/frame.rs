@@ -1,4 +1,4 @@
-//! What one rank tells another between two steps: control, load, and a piece of an expert.
+//! What one rank tells another between two steps: control, load, and pieces of experts.
 
 use bytes::Bytes;
 use moekit_placement::Placement;
@@ -12,8 +12,8 @@ use crate::expert::ExpertId;
 const MAGIC: u32 = 0x314c_4f4d;
 /// Magic, length of the control, number of load values, checksum of both.
 const FIXED: usize = 4 + 4 + 8 + 8;
-/// Layer, expert, offset, length of the whole expert.
-const PIECE: usize = 4 * 8;
+/// Layer, expert, offset, length of the whole expert, length of the piece.
+const PIECE: usize = 5 * 8;
 
 /// What every rank says to all others in every step: from it all ranks decide alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,16 +30,21 @@ pub(crate) struct Control {
     pub(crate) command: Option<Command>,
 }
 
-/// How far a rank is with the stage under way.
+/// How far a rank is with the migration under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// There is none.
     Idle,
-    /// Bytes of this round that are still to be sent after this message; [`u64::MAX`] if the rank
-    /// does not know yet.
-    Sending(u64),
-    /// All has arrived, is verified and ready to be swapped in.
-    Ready,
+    /// It does not know yet what it is to send.
+    Planning,
+    /// It has a plan.
+    Moving {
+        /// Whether all that was due has been sent with this message.
+        sent: bool,
+        /// Stages, numbered as in the plan, of which all has arrived, is verified and ready to be
+        /// swapped in.
+        ready: Vec<usize>,
+    },
     /// Something is wrong.
     Fault(String),
 }
@@ -50,7 +55,12 @@ pub(crate) enum Command {
     /// A planner has started.
     Planning,
     /// These placements come next, one per layer.
-    Adopt { layers: Vec<Placement>, gain: f64 },
+    Adopt {
+        layers: Vec<Placement>,
+        /// Layers, those first that are to change first.
+        order: Vec<usize>,
+        gain: f64,
+    },
     /// The plan does not pay.
     Skip { reason: String },
     /// There is no plan.
@@ -77,8 +87,8 @@ pub(crate) struct Frame {
     pub(crate) control: Control,
     /// Token counts, of messages to rank 0 when they are due.
     pub(crate) load: Vec<u64>,
-    /// `Err` if the piece was damaged: that ends a migration, but not the group.
-    pub(crate) piece: Result<Option<Piece>, String>,
+    /// `Err` if they were damaged: that ends a migration, but not the group.
+    pub(crate) pieces: Result<Vec<Piece>, String>,
 }
 
 /// The control as bytes, to be made once for all ranks.
@@ -88,7 +98,12 @@ pub(crate) fn encode_control(control: &Control) -> Result<Vec<u8>, LiveError> {
 }
 
 /// Appends a message.
-pub(crate) fn put(out: &mut Vec<u8>, control: &[u8], load: &[u64], piece: Option<&Piece>) {
+pub(crate) fn put<'a>(
+    out: &mut Vec<u8>,
+    control: &[u8],
+    load: &[u64],
+    pieces: impl Iterator<Item = &'a Piece>,
+) {
     let start = out.len();
     out.extend_from_slice(&MAGIC.to_le_bytes());
     out.extend_from_slice(&(control.len() as u32).to_le_bytes());
@@ -99,12 +114,13 @@ pub(crate) fn put(out: &mut Vec<u8>, control: &[u8], load: &[u64], piece: Option
         .for_each(|count| out.extend_from_slice(&count.to_le_bytes()));
     let checksum = checksum(&out[start..]);
     out[start + FIXED - 8..start + FIXED].copy_from_slice(&checksum.to_le_bytes());
-    if let Some(piece) = piece {
+    for piece in pieces {
         let numbers = [
             piece.id.layer,
             piece.id.expert.index(),
             piece.offset,
             piece.total,
+            piece.bytes.len(),
         ];
         for number in numbers {
             out.extend_from_slice(&(number as u64).to_le_bytes());
@@ -156,14 +172,22 @@ pub(crate) fn parse(from: Rank, bytes: &Bytes) -> Result<Frame, LiveError> {
     Ok(Frame {
         control,
         load: load.iter().map(|&b| u64::from_le_bytes(b)).collect(),
-        piece: parse_piece(&bytes.slice(head..)),
+        pieces: parse_pieces(bytes.slice(head..)),
     })
 }
 
-fn parse_piece(bytes: &Bytes) -> Result<Option<Piece>, String> {
-    if bytes.is_empty() {
-        return Ok(None);
+fn parse_pieces(mut rest: Bytes) -> Result<Vec<Piece>, String> {
+    let mut pieces = Vec::new();
+    while !rest.is_empty() {
+        let (piece, length) = parse_piece(&rest)?;
+        pieces.push(piece);
+        rest = rest.slice(length..);
     }
+    Ok(pieces)
+}
+
+/// The piece that the bytes begin with, and how many of them are its own.
+fn parse_piece(bytes: &Bytes) -> Result<(Piece, usize), String> {
     let cut = || format!("a piece of an expert was cut to {} bytes", bytes.len());
     let numbers = bytes.get(..PIECE).ok_or_else(cut)?;
     let numbers: Vec<usize> = numbers
@@ -172,21 +196,24 @@ fn parse_piece(bytes: &Bytes) -> Result<Option<Piece>, String> {
         .iter()
         .map(|&b| usize::try_from(u64::from_le_bytes(b)).map_err(|_| cut()))
         .collect::<Result<_, _>>()?;
-    let [layer, expert, offset, total] = numbers[..] else {
+    let [layer, expert, offset, total, length] = numbers[..] else {
         return Err(cut());
     };
     if u32::try_from(expert).is_err() {
         return Err(format!("a piece names expert {expert}"));
     }
-    Ok(Some(Piece {
+    let end = PIECE.checked_add(length);
+    let end = end.filter(|&end| end <= bytes.len()).ok_or_else(cut)?;
+    let piece = Piece {
         id: ExpertId {
             layer,
             expert: LogicalExpert::new(expert),
         },
         offset,
         total,
-        bytes: bytes.slice(PIECE..),
-    }))
+        bytes: bytes.slice(PIECE..end),
+    };
+    Ok((piece, end))
 }
 
 #[cfg(test)]
@@ -197,10 +224,14 @@ mod tests {
         Control {
             step: 12,
             digest: u64::MAX,
-            report: Report::Sending(u64::MAX),
+            report: Report::Moving {
+                sent: true,
+                ready: vec![3, 0],
+            },
             leaving: true,
             command: Some(Command::Adopt {
                 layers: vec![Placement::from_ranks(2, &[vec![1], vec![0]]).unwrap()],
+                order: vec![0],
                 gain: 1.5,
             }),
         }
@@ -218,27 +249,37 @@ mod tests {
         }
     }
 
-    fn message(load: &[u64], piece: Option<&Piece>) -> Bytes {
+    fn message(load: &[u64], pieces: &[Piece]) -> Bytes {
         let mut out = Vec::new();
-        put(&mut out, &encode_control(&control()).unwrap(), load, piece);
+        let control = encode_control(&control()).unwrap();
+        put(&mut out, &control, load, pieces.iter());
         out.into()
     }
 
     #[test]
     fn messages_arrive() {
         let rank = Rank::new(1);
-        for (load, piece) in [(vec![], None), (vec![3, 1 << 60], Some(piece()))] {
-            let frame = parse(rank, &message(&load, piece.as_ref())).unwrap();
+        let empty = Piece {
+            bytes: Bytes::new(),
+            ..piece()
+        };
+        for (load, pieces) in [
+            (vec![], vec![]),
+            (vec![3, 1 << 60], vec![piece()]),
+            (vec![], vec![piece(), empty, piece()]),
+        ] {
+            let frame = parse(rank, &message(&load, &pieces)).unwrap();
             assert_eq!((frame.control, frame.load), (control(), load));
-            assert_eq!(frame.piece, Ok(piece));
+            assert_eq!(frame.pieces, Ok(pieces));
         }
     }
 
     #[test]
-    fn damage_to_the_control_is_found_and_damage_to_the_piece_is_told_apart() {
+    fn damage_to_the_control_is_found_and_damage_to_a_piece_is_told_apart() {
         let rank = Rank::new(1);
-        let whole = message(&[3, 4], Some(&piece()));
-        let head = message(&[3, 4], None).len();
+        let whole = message(&[3, 4], &[piece(), piece()]);
+        let head = message(&[3, 4], &[]).len();
+        let first = message(&[3, 4], &[piece()]).len();
         for at in 0..head {
             let mut damaged = whole.to_vec();
             damaged[at] ^= 1;
@@ -248,10 +289,10 @@ mod tests {
         for length in 0..head {
             parse(rank, &whole.slice(..length)).unwrap_err();
         }
-        for length in head + 1..head + PIECE {
+        for length in (head + 1..whole.len()).filter(|&length| length != first) {
             let frame = parse(rank, &whole.slice(..length)).unwrap();
             assert_eq!(frame.control, control());
-            assert!(frame.piece.is_err());
+            assert!(frame.pieces.is_err(), "{length}");
         }
     }
 }

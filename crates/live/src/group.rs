@@ -2,7 +2,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use moekit_parallel::{CommError, Communicator, ThreadMember};
+use moekit_parallel::{CommError, Communicator, PoolMember, ThreadMember};
 
 /// A group of members: the ranks of an EP group as long as nobody comes or goes.
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ use moekit_parallel::{CommError, Communicator, ThreadMember};
 pub struct Group {
     /// This rank's end.
     pub comm: Arc<dyn Communicator>,
-    /// The member of each rank, ascending.
+    /// The member of each rank.
     pub members: Vec<u64>,
 }
 
@@ -57,8 +57,26 @@ impl Membership for ThreadMember {
     }
 }
 
-/// The membership of a group that never changes: that of a transport which ends with its first
-/// rank, as MPI without fault tolerance does. Rebalancing works, elasticity does not.
+/// Groups among ranks that are there from the beginning, as processes of an MPI job are: the others
+/// wait as spares.
+impl Membership for PoolMember {
+    fn member(&self) -> u64 {
+        self.id()
+    }
+
+    fn num_waiting(&self) -> usize {
+        // If the ranks have come to an end, the next exchange tells.
+        PoolMember::num_waiting(self).unwrap_or(0)
+    }
+
+    fn next_group(&self) -> Result<Group, CommError> {
+        let (members, comm) = self.regroup()?;
+        Ok(Group::new(comm, members))
+    }
+}
+
+/// The membership of a group that never changes, over a communicator without subgroups: rebalancing
+/// works, elasticity does not.
 #[derive(Debug)]
 pub struct FixedGroup {
     comm: Arc<dyn Communicator>,

@@ -20,6 +20,8 @@ pub(crate) struct Leader {
     window: LoadWindow,
     detector: Option<Detector>,
     task: Option<Task<Result<Plan, PlacementError>>>,
+    /// What the others are to hear of a plan that has begun, or could not.
+    news: Option<Command>,
     /// Planners that were given up, by this rank in any group.
     pub(crate) abandoned: usize,
     /// Whether the ranks have changed since the last plan was carried out.
@@ -50,6 +52,24 @@ pub(crate) struct View<'a> {
     pub(crate) retry: Option<u64>,
 }
 
+impl View<'_> {
+    /// Whether nothing is under way, and nothing has failed a short while ago.
+    fn may_begin(&self) -> bool {
+        !self.moving && self.retry.is_none_or(|at| self.step >= at)
+    }
+
+    /// Whether members wait to be let in, or leaving ones hold nothing more.
+    fn is_other_group_due(&self) -> bool {
+        let holds = |rank: usize| {
+            let slots =
+                |p: &Placement| p.experts_of(Rank::new(rank)).is_some_and(|s| !s.is_empty());
+            self.placements.iter().any(slots)
+        };
+        let mut leaving = (0..self.leaving.len()).filter(|&rank| self.leaving[rank]);
+        self.waiting > 0 || leaving.any(|rank| !holds(rank))
+    }
+}
+
 impl Leader {
     /// # Arguments
     ///
@@ -60,6 +80,7 @@ impl Leader {
             window: LoadWindow::new(config.window, shape[0], shape[1]),
             detector: config.triggers.change.map(Detector::new),
             task: None,
+            news: None,
             abandoned: 0,
             reshape,
             again: false,
@@ -114,56 +135,53 @@ impl Leader {
     /// What all ranks do next, if anything changes.
     pub(crate) fn decide(&mut self, view: &View<'_>) -> Option<Command> {
         if let Some(command) = self.harvest(view) {
+            self.news = None;
             return Some(command);
         }
-        if view.moving || self.task.is_some() || view.retry.is_some_and(|at| view.step < at) {
+        if let Some(news) = self.news.take() {
+            return Some(news);
+        }
+        if self.task.is_some() || !view.may_begin() {
             return None;
         }
         if view.any_absent {
             return Some(Command::Restore);
         }
-        let holds = |rank: usize| {
-            let slots =
-                |p: &Placement| p.experts_of(Rank::new(rank)).is_some_and(|s| !s.is_empty());
-            view.placements.iter().any(slots)
-        };
-        let leaving = (0..view.leaving.len()).filter(|&rank| view.leaving[rank]);
-        let empty_handed = leaving.clone().any(|rank| !holds(rank));
-        if view.waiting > 0 || empty_handed {
-            return Some(Command::Regroup);
-        }
-        let mandatory = self.reshape || leaving.clone().next().is_some();
-        let interval = view.config.triggers.interval;
-        let due = interval.is_some_and(|every| view.step.is_multiple_of(every));
-        if mandatory || self.again || self.alarm || due {
-            return Some(self.start(view, mandatory));
-        }
-        None
+        view.is_other_group_due().then_some(Command::Regroup)
     }
 
-    fn start(&mut self, view: &View<'_>, mandatory: bool) -> Command {
+    /// Begins to plan beside the next forward passes, if it is time to. Called when the loads of
+    /// the step have come, so that the plan sees them.
+    pub(crate) fn plan(&mut self, view: &View<'_>) {
+        let is_busy = self.task.is_some() || self.news.is_some();
+        if is_busy || !view.may_begin() || view.any_absent || view.is_other_group_due() {
+            return;
+        }
+        let mandatory = self.reshape || view.leaving.contains(&true);
+        let interval = view.config.triggers.interval;
+        let due = interval.is_some_and(|every| view.step > 0 && view.step.is_multiple_of(every));
+        if mandatory || self.again || self.alarm || due {
+            self.news = Some(match self.start(view, mandatory) {
+                Ok(()) => Command::Planning,
+                Err(reason) => Command::Fail { reason },
+            });
+        }
+    }
+
+    fn start(&mut self, view: &View<'_>, mandatory: bool) -> Result<(), String> {
         self.alarm = false;
         if self.abandoned >= MAX_ABANDONED {
-            let reason = format!(
+            return Err(format!(
                 "{} planners never returned, no other is started",
                 self.abandoned
-            );
-            return Command::Fail { reason };
+            ));
         }
         let ranks = 0..view.leaving.len();
         let active: Vec<Rank> = ranks.filter(|&r| !view.leaving[r]).map(Rank::new).collect();
         if active.is_empty() {
-            let reason = "all ranks want to leave, one must stay".to_owned();
-            return Command::Fail { reason };
+            return Err("all ranks want to leave, one must stay".to_owned());
         }
-        let load = match self.window.trace() {
-            Ok(load) => load,
-            Err(error) => {
-                return Command::Fail {
-                    reason: error.to_string(),
-                };
-            }
-        };
+        let load = self.window.trace().map_err(|error| error.to_string())?;
         let snapshot = Snapshot {
             current: view.placements.clone(),
             expert_bytes: view.expert_bytes.to_vec(),
@@ -173,12 +191,10 @@ impl Leader {
             mandatory,
             ..Snapshot::new(view.config)
         };
-        match Task::spawn("the planner", view.step, move || snapshot.plan()) {
-            Ok(task) => self.task = Some(task),
-            Err(reason) => return Command::Fail { reason },
-        }
+        let task = Task::spawn("the planner", view.step, move || snapshot.plan())?;
+        self.task = Some(task);
         self.again = false;
-        self.harvest(view).unwrap_or(Command::Planning)
+        Ok(())
     }
 
     /// What came of the planner, if it is done or given up.
@@ -214,6 +230,7 @@ impl Leader {
             Some(reason) => Command::Skip { reason },
             None => Command::Adopt {
                 layers: plan.target,
+                order: plan.order,
                 gain: plan.gain,
             },
         })

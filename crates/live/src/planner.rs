@@ -35,6 +35,8 @@ pub(crate) struct Snapshot {
 pub(crate) struct Plan {
     /// The next placement of each layer, over all ranks of the group.
     pub(crate) target: Vec<Placement>,
+    /// Layers, those first whose busiest rank is spared most per byte that moves.
+    pub(crate) order: Vec<usize>,
     /// Routed tokens that the busiest ranks are spared per step, summed over layers.
     pub(crate) gain: f64,
     /// Bytes that move.
@@ -95,15 +97,22 @@ impl Snapshot {
             .map(|layer| placement_in_group(layer, &self.active, num_ranks))
             .collect::<Result<_, _>>()?;
         let (mut gain, mut bytes) = (0.0, 0_u64);
+        let mut worth = Vec::with_capacity(target.len());
         for (l, (old, new)) in self.current.iter().zip(&target).enumerate() {
-            let moved = PlacementChange::between(old, new).slots_received() as u64;
-            bytes += moved * self.expert_bytes.get(l).copied().unwrap_or(0);
-            if let Some(load) = total.as_ref().and_then(|load| load.layer(l)) {
-                gain += busiest(old, load)? - busiest(new, load)?;
-            }
+            let slots = PlacementChange::between(old, new).slots_received() as u64;
+            let moved = slots * self.expert_bytes.get(l).copied().unwrap_or(0);
+            let spared = match total.as_ref().and_then(|load| load.layer(l)) {
+                Some(load) => busiest(old, load)? - busiest(new, load)?,
+                None => 0.0,
+            };
+            worth.push(spared / moved.max(1) as f64);
+            (gain, bytes) = (gain + spared, bytes + moved);
         }
+        let mut order: Vec<usize> = (0..target.len()).collect();
+        order.sort_by(|&a, &b| worth[b].total_cmp(&worth[a]));
         Ok(Plan {
             target,
+            order,
             gain: gain / self.load_steps,
             bytes,
             mandatory: self.mandatory,

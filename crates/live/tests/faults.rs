@@ -109,8 +109,8 @@ fn a_damaged_piece_is_rolled_back_and_tried_again() {
         let config = rotating()
             .with_synchronous(true)
             .with_bytes_per_step(1 << 20);
-        // The first plan is adopted in step 3, pieces of it go out in step 4.
-        let exchange = 4 * EXCHANGES_PER_STEP - 1;
+        // The first plan begins in step 3 and is adopted in step 4, pieces of it go out in step 5.
+        let exchange = 5 * EXCHANGES_PER_STEP - 1;
         let mut seen_failures = 0;
         for to in 0..RANKS {
             for fault in [
@@ -138,6 +138,40 @@ fn a_damaged_piece_is_rolled_back_and_tried_again() {
             }
         }
         assert!(seen_failures >= 4, "{seen_failures} faults hit a piece");
+    });
+}
+
+/// The header of a piece claims an expert of 4 EiB, for which there is a budget, but no memory.
+#[test]
+fn no_memory_for_an_expert_is_refused_with_the_number_and_tried_again() {
+    watched(|| {
+        let model = Model::random(2, Reduction::PerSlot);
+        let config = rotating()
+            .with_synchronous(true)
+            .with_bytes_per_step(1 << 20)
+            .with_staging_bytes(u64::MAX);
+        let exchange = 5 * EXCHANGES_PER_STEP - 1;
+        let expert = usize::try_from(model.encoded_expert()).unwrap();
+        // The last piece is a whole expert; before it lie its length and that of the expert.
+        let from_end = expert + size_of::<u64>();
+        let claimed = (1_usize << 62) + expert;
+        let mut refused = Vec::new();
+        for to in 0..RANKS {
+            let fault = Fault::Flip { to, from_end };
+            let seen = with_fault(&model, &config, 40, 0, Some(Plan { fault, exchange }));
+            for rank in seen.iter().flatten() {
+                assert!(rank.errors.is_empty(), "the group goes on: {rank:?}");
+                assert_eq!((rank.absent, rank.unserved), (0, 0));
+                assert!(rank.commits() >= 4, "{rank:?}");
+            }
+            let failures = seen[0].as_ref().unwrap().failures();
+            refused.extend(failures.into_iter().map(str::to_owned));
+        }
+        assert!(!refused.is_empty(), "rank 0 sends something");
+        for reason in refused {
+            let said = format!("no memory for the {claimed} bytes of expert");
+            assert!(reason.contains(&said), "{reason}");
+        }
     });
 }
 

@@ -4,15 +4,15 @@ use crate::KernelError;
 use crate::error::check_len;
 use crate::experts::MlpView;
 
-/// Checks that the experts, whose fields anyone may set, fit each other and the activation, so
-/// that no index in the kernels can leave its buffer.
-pub(crate) fn check_experts(
-    experts: &[MlpView<'_>],
+/// Checks that experts, whose fields anyone may set, fit each other and the activation, so that no
+/// index in the kernels can leave its buffer.
+pub(crate) fn check_experts<'a>(
+    experts: impl Iterator<Item = (usize, &'a MlpView<'a>)>,
     hidden_size: usize,
     activation: Activation,
 ) -> Result<(), KernelError> {
     check_activation(activation)?;
-    for (index, expert) in experts.iter().enumerate() {
+    for (index, expert) in experts {
         if expert.gate.is_some() != activation.is_gated() {
             let has = if expert.gate.is_some() {
                 "has a"

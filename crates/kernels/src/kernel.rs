@@ -1,8 +1,7 @@
-use std::sync::Arc;
-
-use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::experts::Workspaces;
+use crate::team::Team;
 use crate::{Isa, KernelError};
 
 /// Runs the kernels of this crate, on the threads and the instruction set that it was given.
@@ -10,10 +9,14 @@ use crate::{Isa, KernelError};
 /// On one instruction set results do not depend on the number of threads, nor on which rows share
 /// a batch. A kernel keeps the buffers that its largest batch needed, for the next one; clones
 /// share them.
+///
+/// The default one has a thread per core, which all default kernels of a process share. Threads
+/// look for the next call for a millisecond before they sleep, so that the layers of a model need
+/// not wake them up.
 #[derive(Clone, Debug, Default)]
 pub struct CpuKernel {
-    /// `None`: the pool of the calling thread, by default rayon's global one.
-    pool: Option<Arc<ThreadPool>>,
+    /// `None`: [`Team::global`].
+    team: Option<Arc<Team>>,
     /// `None`: [`Isa::from_env`].
     isa: Option<Isa>,
     workspaces: Arc<Workspaces>,
@@ -30,13 +33,9 @@ impl CpuKernel {
         if threads == 0 {
             return Err(error("at least 1 is needed".to_owned()));
         }
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("moekit-{i}"))
-            .build()
-            .map_err(|e| error(e.to_string()))?;
+        let team = Team::new(threads).map_err(|e| error(e.to_string()))?;
         Ok(Self {
-            pool: Some(Arc::new(pool)),
+            team: Some(Arc::new(team)),
             ..Self::default()
         })
     }
@@ -60,55 +59,29 @@ impl CpuKernel {
         self.isa.map_or_else(Isa::from_env, Ok)
     }
 
-    /// Threads that share the work.
+    /// Threads that share the work, the calling one included.
     pub fn num_threads(&self) -> usize {
-        match &self.pool {
-            Some(pool) => pool.current_num_threads(),
-            None => rayon::current_num_threads(),
-        }
+        self.team().len()
     }
 
-    /// Runs `work`, and what it does in parallel, on the threads of this kernel.
-    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-
-    /// Runs `work` on each part, the first one on the calling thread at once: it need not wait for
-    /// the others to wake up.
+    /// Runs `work` on each part. The calling thread begins at once, and does what no other one has
+    /// come for. `work` must not call this again.
     pub(crate) fn spread<T: Send>(&self, parts: Vec<T>, work: impl Fn(T) + Sync) {
-        let mut parts = parts.into_iter();
-        let Some(own) = parts.next() else {
-            return;
-        };
-        if parts.len() == 0 {
-            return work(own);
-        }
-        match &self.pool {
-            Some(pool) => pool.in_place_scope(|scope| {
-                spawn(scope, parts, &work);
-                work(own);
-            }),
-            None => rayon::in_place_scope(|scope| {
-                spawn(scope, parts, &work);
-                work(own);
-            }),
-        }
+        let helpers = parts.len().saturating_sub(1);
+        let parts = Mutex::new(parts.into_iter());
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        self.team().run(helpers, &|| {
+            while let Some(part) = next() {
+                work(part);
+            }
+        });
+    }
+
+    pub(crate) fn team(&self) -> &Team {
+        self.team.as_ref().unwrap_or_else(|| Team::global())
     }
 
     pub(crate) fn workspaces(&self) -> &Workspaces {
         &self.workspaces
-    }
-}
-
-fn spawn<'scope, T: Send + 'scope>(
-    scope: &Scope<'scope>,
-    parts: impl Iterator<Item = T>,
-    work: &'scope (impl Fn(T) + Sync),
-) {
-    for part in parts {
-        scope.spawn(move |_| work(part));
     }
 }

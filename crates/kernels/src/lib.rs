@@ -47,6 +47,7 @@ mod prepared;
 pub mod probe;
 mod rows;
 mod simd;
+mod team;
 #[cfg(test)]
 mod test_weights;
 mod tile;

@@ -2,15 +2,14 @@
 #![allow(unsafe_code, reason = "vector instructions")]
 
 use moekit_quant::ActivationQuant;
-use rayon::prelude::*;
 
 use super::plan::linear_input;
 use super::{LinearView, MlpView};
-use crate::Isa;
 use crate::batch::ExpertBatch;
 use crate::formats::{Input, Quantize, int8_units};
 use crate::prepared::FEATURES;
 use crate::rows::{Rows, Widen, with_rows};
+use crate::{CpuKernel, Isa};
 
 /// Which rows of a batch are quantized how. Linears with the same input share it: gate and up, and
 /// the experts of a token.
@@ -33,7 +32,11 @@ struct QuantizedRow {
 
 impl InputPlan {
     /// The ids of the batch must have been checked.
-    pub(super) fn new(experts: &[MlpView<'_>], batch: &ExpertBatch<'_>, isa: Isa) -> Self {
+    ///
+    /// # Arguments
+    ///
+    /// - `experts` - those that have rows.
+    pub(super) fn new(experts: &[Option<MlpView<'_>>], batch: &ExpertBatch<'_>, isa: Isa) -> Self {
         let mode = batch.activation_quant();
         let quant = |linear: &LinearView<'_>| {
             let quant = mode.input_quant(linear.input_quant)?;
@@ -41,14 +44,15 @@ impl InputPlan {
         };
         let schemes = |e: &MlpView<'_>| [e.gate.as_ref().and_then(quant), quant(&e.up)];
         let mut plan = Self::default();
-        if experts.iter().all(|e| schemes(e) == [None; 2]) {
+        if experts.iter().flatten().all(|e| schemes(e) == [None; 2]) {
             return plan;
         }
         let top_k = batch.top_k().max(1);
         for (row, ids) in batch.local_ids().chunks(top_k).enumerate() {
             let first = plan.rows.len();
             for (slot, &id) in ids.iter().enumerate() {
-                let expert = usize::try_from(id).ok().and_then(|e| experts.get(e));
+                let expert = usize::try_from(id).ok();
+                let expert = expert.and_then(|e| experts.get(e)?.as_ref());
                 let weight = batch.input_weight(row * top_k + slot);
                 let inputs = expert.map_or([None; 2], schemes).map(|scheme| {
                     let (quant, input) = scheme?;
@@ -89,10 +93,17 @@ impl InputPlan {
 
     /// The rows, quantized and dequantized, or the bits of the units of their integers:
     /// `[len, hidden_size]`.
-    pub(super) fn quantize(&self, hidden: Rows<'_>, hidden_size: usize, isa: Isa) -> Vec<f32> {
+    pub(super) fn quantize(
+        &self,
+        kernel: &CpuKernel,
+        hidden: Rows<'_>,
+        hidden_size: usize,
+        isa: Isa,
+    ) -> Vec<f32> {
         let mut out = vec![0.0; self.rows.len() * hidden_size];
+        let rows = out.chunks_mut(hidden_size.max(1)).zip(&self.rows);
         with_rows!(hidden, values => {
-            out.par_chunks_mut(hidden_size).zip(&self.rows).for_each(|(out, planned)| {
+            kernel.spread(rows.collect(), |(out, planned)| {
                 let x = &values[planned.row * hidden_size..];
                 for (out, x) in out.iter_mut().zip(x) {
                     *out = x.widen() * planned.weight;

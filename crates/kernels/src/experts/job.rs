@@ -5,7 +5,7 @@ use moekit_quant::Activation;
 use super::inputs::InputPlan;
 use super::memory::{Shared, Sizes, Workspace};
 use super::plan::{BLOCK, MlpPlan};
-use super::view::ExpertSet;
+use super::view::{ExpertSet, MlpView};
 use super::work::Work;
 use crate::batch::{ExpertBatch, Grouped};
 use crate::check::check_experts;
@@ -23,7 +23,8 @@ const CHUNK: usize = 192;
 /// Some rows of an expert.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk {
-    pub(super) expert: usize,
+    /// Place in [`Job::mlps`].
+    pub(super) mlp: usize,
     /// Place of the first row among all occupied slots.
     pub(super) start: usize,
     pub(super) rows: usize,
@@ -43,6 +44,7 @@ pub(super) struct Job<'a> {
     pub(super) isa: Isa,
     pub(super) activation: Activation,
     pub(super) batch: &'a ExpertBatch<'a>,
+    /// The experts that have rows.
     pub(super) mlps: Vec<MlpPlan<'a>>,
     pub(super) grouped: Grouped,
     pub(super) chunks: Vec<Chunk>,
@@ -61,15 +63,21 @@ impl<'a> Job<'a> {
         batch: &'a ExpertBatch<'a>,
         per_slot: bool,
     ) -> Result<Self, KernelError> {
-        let views = experts.mlps();
-        check_experts(&views, batch.hidden_size(), activation)?;
-        let grouped = Grouped::new(batch, views.len())?;
+        let grouped = Grouped::new(batch, experts.len())?;
+        // Experts without rows stay out of it: what describes them need not come into a cache.
+        let mut views = vec![None::<MlpView<'_>>; experts.len()];
+        for (expert, ..) in grouped.experts() {
+            views[expert] = Some(experts.mlp(expert));
+        }
+        let used = views.iter().enumerate();
+        let used = used.filter_map(|(expert, view)| Some((expert, view.as_ref()?)));
+        check_experts(used, batch.hidden_size(), activation)?;
         let isa = kernel.isa()?;
         let inputs = InputPlan::new(&views, batch, isa);
         let narrow = matches!(batch.hidden(), Rows::Bf16(_));
         let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant(), isa);
-        let mlps: Vec<MlpPlan<'_>> = views.iter().map(plan).collect();
-        let chunks: Vec<Chunk> = grouped.experts().flat_map(chunks_of).collect();
+        let mlps: Vec<MlpPlan<'_>> = views.iter().flatten().map(plan).collect();
+        let chunks: Vec<Chunk> = grouped.experts().enumerate().flat_map(chunks_of).collect();
         let most = |of: fn(&MlpPlan<'_>) -> usize| mlps.iter().map(of).max().unwrap_or(0);
         let units = most(|mlp| mlp.down.units());
         let rows = chunks.iter().map(|c| c.rows).max().unwrap_or(0);
@@ -120,11 +128,7 @@ impl<'a> Job<'a> {
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let (hidden, width) = (self.batch.hidden(), self.batch.hidden_size());
-        // Waking threads up takes longer than a few rows.
-        let quantized = match self.inputs.len() {
-            0..4 => self.inputs.quantize(hidden, width, self.isa),
-            _ => kernel.install(|| self.inputs.quantize(hidden, width, self.isa)),
-        };
+        let quantized = self.inputs.quantize(kernel, hidden, width, self.isa);
         let terms = match self.outputs {
             Outputs::Slots => 0,
             Outputs::Terms => self.grouped.len() * self.terms_width(),
@@ -140,10 +144,12 @@ impl<'a> Job<'a> {
             Shared::new(intermediate.reserve(self.grouped.len() * self.units)?),
             Shared::new(bytemuck::cast_slice_mut(terms_buffer.reserve(terms)?)),
             Shared::new(out),
+            kernel.num_threads(),
         );
         let wanted = kernel.num_threads().min(work.most_threads());
         threads.resize_with(wanted.max(threads.len()), Default::default);
-        let scratch = threads[..wanted].iter_mut().map(|t| t.scratch(self.sizes));
+        let scratch = threads[..wanted].iter_mut().enumerate();
+        let scratch = scratch.map(|(member, buffers)| buffers.scratch(member, self.sizes));
         let scratch = scratch.collect::<Result<Vec<_>, _>>()?;
         kernel.spread(scratch, |mut scratch| work.run(&mut scratch));
         Ok(())
@@ -170,13 +176,16 @@ fn terms_width(batch: &ExpertBatch<'_>) -> usize {
     batch.hidden_size().next_multiple_of(LANES)
 }
 
-fn chunks_of((expert, start, slots): (usize, usize, &[usize])) -> impl Iterator<Item = Chunk> {
+/// The chunks of the rows of an expert.
+fn chunks_of(
+    (mlp, (_, start, slots)): (usize, (usize, usize, &[usize])),
+) -> impl Iterator<Item = Chunk> {
     // Equal parts, rather than full ones and a rest.
     let (rows, parts) = (slots.len(), slots.len().div_ceil(CHUNK));
     (0..parts).map(move |part| {
         let (first, end) = (part * rows / parts, (part + 1) * rows / parts);
         Chunk {
-            expert,
+            mlp,
             start: start + first,
             rows: end - first,
         }

@@ -49,10 +49,15 @@ pub(super) struct Sizes {
 }
 
 impl ThreadBuffers {
-    pub(super) fn scratch(&mut self, sizes: Sizes) -> Result<Scratch<'_>, KernelError> {
+    pub(super) fn scratch(
+        &mut self,
+        member: usize,
+        sizes: Sizes,
+    ) -> Result<Scratch<'_>, KernelError> {
         let [first, second] = &mut self.packed;
         let floats = |buffer| -> &mut [f32] { bytemuck::cast_slice_mut(buffer) };
         Ok(Scratch {
+            member,
             packed: [first.reserve(sizes.packed)?, second.reserve(sizes.packed)?],
             packed_part: None,
             sums: floats(self.sums.reserve(sizes.sums)?),
@@ -63,6 +68,8 @@ impl ThreadBuffers {
 
 /// What one thread works with.
 pub(super) struct Scratch<'a> {
+    /// Which of the threads of a call it is.
+    pub(super) member: usize,
     /// The inputs of gate and of up.
     pub(super) packed: [&'a mut [u32]; 2],
     /// The chunk whose inputs `packed` holds.

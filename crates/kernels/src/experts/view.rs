@@ -25,10 +25,18 @@ impl<'a> From<&'a ExpertWeights> for ExpertSet<'a> {
 }
 
 impl<'a> ExpertSet<'a> {
-    pub(crate) fn mlps(self) -> Vec<MlpView<'a>> {
+    pub(crate) fn len(self) -> usize {
         match self {
-            Self::Prepared(experts) => experts.experts().iter().map(|e| (&**e).into()).collect(),
-            Self::Weights(weights) => weights.experts.iter().map(|e| (&**e).into()).collect(),
+            Self::Prepared(experts) => experts.num_local_experts(),
+            Self::Weights(weights) => weights.experts.len(),
+        }
+    }
+
+    /// An expert below [`ExpertSet::len`].
+    pub(crate) fn mlp(self, expert: usize) -> MlpView<'a> {
+        match self {
+            Self::Prepared(experts) => (&*experts.experts()[expert]).into(),
+            Self::Weights(weights) => (&*weights.experts[expert]).into(),
         }
     }
 }

@@ -44,6 +44,11 @@ pub(super) struct Work<'a> {
     failed: AtomicBool,
 }
 
+/// A panel with its linear.
+type Panel<'p, 'a> = (&'p LinearPlan<'a>, usize);
+/// Those of a task.
+type Panels<'p, 'a> = [Option<Panel<'p, 'a>>; 2];
+
 /// A panel of a linear and what it is multiplied with.
 #[derive(Clone, Copy)]
 struct Part<'a> {
@@ -59,10 +64,12 @@ impl<'a> Work<'a> {
         intermediate: Shared<'a, u32>,
         terms: Shared<'a, f32>,
         out: Shared<'a, f32>,
+        members: usize,
     ) -> Self {
         let phase = |tasks: &dyn Fn(&Chunk, &MlpPlan<'a>) -> usize| {
             let chunks = job.chunks.iter();
-            Phase::new(chunks.map(|chunk| tasks(chunk, &job.mlps[chunk.expert])))
+            let counts = chunks.map(|chunk| tasks(chunk, &job.mlps[chunk.mlp]));
+            Phase::new(counts, members)
         };
         let tiles = |chunk: &Chunk| Tiles::new(chunk.rows, job.isa.max_rows()).len();
         let (positions, sums) = match job.outputs {
@@ -83,7 +90,7 @@ impl<'a> Work<'a> {
             w13: phase(&|_, mlp| mlp.w13_tasks()),
             quantize: phase(&|chunk, mlp| mlp.down.quant.map_or(0, |_| tiles(chunk))),
             w2: phase(&|_, mlp| mlp.w2_tasks()),
-            sum: Phase::new([sums].into_iter()),
+            sum: Phase::new([sums].into_iter(), members),
             failed: AtomicBool::new(false),
         }
     }
@@ -96,20 +103,35 @@ impl<'a> Work<'a> {
     /// What each thread does.
     pub(super) fn run(&self, scratch: &mut Scratch<'_>) {
         let _guard = FailOnPanic(&self.failed);
-        let failed = &self.failed;
-        self.w13
-            .run(failed, |task, next| self.w13(scratch, task, next));
+        let (failed, member) = (&self.failed, scratch.member);
+        self.w13.run(member, failed, |task, next| {
+            let next = match next {
+                Some(next) => Some(self.w13_panels(next)),
+                None => self.w2.next(member).map(|next| self.w2_panels(next)),
+            };
+            self.w13(scratch, task, next.and_then(|panels| panels[0]));
+        });
         self.quantize
-            .run(failed, |task, _| self.quantize(scratch, task));
-        self.w2
-            .run(failed, |task, next| self.w2(scratch, task, next));
-        self.sum.run(failed, |task, _| self.sum(task.index));
+            .run(member, failed, |task, _| self.quantize(scratch, task));
+        self.w2.run(member, failed, |task, next| {
+            let next = next.and_then(|task| self.w2_panels(task)[0]);
+            self.w2(scratch, task, next);
+        });
+        self.sum.run(member, failed, |task, _| self.sum(task.index));
+    }
+
+    fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {
+        self.chunk(task).1.w13(task.index)
+    }
+
+    fn w2_panels(&self, task: Task) -> Panels<'_, 'a> {
+        self.chunk(task).1.w2(task.index)
     }
 
     fn chunk(&self, task: Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
         let chunk = &self.job.chunks[task.part];
         let tiles = Tiles::new(chunk.rows, self.job.isa.max_rows());
-        (chunk, &self.job.mlps[chunk.expert], tiles)
+        (chunk, &self.job.mlps[chunk.mlp], tiles)
     }
 
     /// The slots of the rows of a chunk.
@@ -118,7 +140,7 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of gate and up, and the activation.
-    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Task>) {
+    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Panel<'_, '_>>) {
         let (chunk, mlp, tiles) = self.chunk(task);
         if scratch.packed_part != Some(task.part) {
             self.pack(scratch, chunk, mlp, tiles);
@@ -138,10 +160,6 @@ impl<'a> Work<'a> {
                 panel,
                 input: &*packed[sources[i]],
             })
-        });
-        let next = next.and_then(|task| {
-            let (_, mlp, _) = self.chunk(task);
-            mlp.w13(task.index)[0]
         });
         self.multiply(parts, tiles, sums, block, next);
         self.activate(chunk, mlp, task.index, tiles, sums);
@@ -269,7 +287,7 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of w2.
-    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Task>) {
+    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Panel<'_, '_>>) {
         let (chunk, mlp, tiles) = self.chunk(task);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
@@ -283,22 +301,12 @@ impl<'a> Work<'a> {
                 input,
             })
         });
-        let next = next.and_then(|task| {
-            let (_, mlp, _) = self.chunk(task);
-            mlp.w2(task.index)[0]
-        });
         self.multiply(parts, tiles, scratch.sums, scratch.block, next);
         self.finish(chunk, panels, task.index, scratch.sums);
     }
 
     /// Puts the outputs of a task of w2 where they belong.
-    fn finish(
-        &self,
-        chunk: &Chunk,
-        panels: [Option<(&LinearPlan<'_>, usize)>; 2],
-        task: usize,
-        sums: &[f32],
-    ) {
+    fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, task: usize, sums: &[f32]) {
         let bias = biases(panels);
         let hidden_size = self.job.batch.hidden_size();
         let column = task * SUMS;
@@ -362,7 +370,7 @@ impl<'a> Work<'a> {
         tiles: Tiles,
         sums: &mut [f32],
         block: &mut [f32],
-        next: Option<(&LinearPlan<'_>, usize)>,
+        next: Option<Panel<'_, '_>>,
     ) {
         sums.fill(0.0);
         let next = next.map_or(ptr::null(), |(linear, panel)| linear.panel(panel).as_ptr());
@@ -418,6 +426,10 @@ impl<'a> Work<'a> {
             (0..parts.len()).all(|i| panel(i).len() >= steps * direct.bytes),
             "a panel holds all steps"
         );
+        // Where few rows share a panel, memory alone is the limit, and what the processor fetches
+        // ahead by itself comes faster than what it is asked for.
+        let few = self.job.isa.max_rows_of_two();
+        let is_asked_for = tiles.iter().any(|(_, rows)| rows > few);
         for start in (0..steps).step_by(direct.steps) {
             let steps_here = direct.steps.min(steps - start);
             let offset = start * direct.bytes;
@@ -430,9 +442,9 @@ impl<'a> Work<'a> {
             let share = bytes.div_ceil(tiles.len());
             for (tile, (first, rows)) in tiles.iter().enumerate() {
                 let input = &part.input[first * units..][..rows * units];
-                let prefetch = match after.is_null() {
-                    true => Prefetch::NONE,
-                    false => Prefetch::over(after.wrapping_add(tile * share), share, steps_here),
+                let prefetch = match is_asked_for && !after.is_null() {
+                    true => Prefetch::over(after.wrapping_add(tile * share), share, steps_here),
+                    false => Prefetch::NONE,
                 };
                 let tile = Tile {
                     a: input[start * direct.units * rows..].as_ptr(),
@@ -520,7 +532,7 @@ fn down_width(mlp: &MlpPlan<'_>) -> usize {
 }
 
 /// The biases of two panels, zeros where there are none.
-fn biases(panels: [Option<(&LinearPlan<'_>, usize)>; 2]) -> [f32; SUMS] {
+fn biases(panels: Panels<'_, '_>) -> [f32; SUMS] {
     let mut biases = [0.0; SUMS];
     for (out, panel) in biases.chunks_exact_mut(LANES).zip(panels) {
         if let Some((linear, panel)) = panel

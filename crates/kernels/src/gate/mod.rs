@@ -7,7 +7,6 @@ mod select;
 mod sparse_mixer;
 
 use moekit_quant::{ExpertGroups, GroupScore, RouterSpec, TopKSelection};
-use rayon::prelude::*;
 
 use self::score::Scoring;
 use self::select::{Groups, grouped_top_k, sort_descending, top_k};
@@ -164,13 +163,8 @@ impl Router {
             tasks.for_each(|task| self.route_rows(task, correction_bias, scratch));
             return Ok(routed);
         }
-        let tasks: Vec<_> = tasks.collect();
-        kernel.install(|| {
-            tasks
-                .into_par_iter()
-                .for_each_init(Scratch::default, |scratch, task| {
-                    self.route_rows(task, correction_bias, scratch);
-                });
+        kernel.spread(tasks.collect(), |task| {
+            self.route_rows(task, correction_bias, &mut Scratch::default());
         });
         Ok(routed)
     }

@@ -1,10 +1,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::CpuKernel;
-
-/// Spins before a waiting thread lets others run, which are on its core if there are more threads
-/// than cores.
-const SPINS: usize = 1 << 14;
+use crate::team::wait;
 
 /// The threads of a kernel, all at once.
 #[derive(Debug)]
@@ -22,23 +20,16 @@ impl Team {
     /// Runs `work(member, members)` on every thread. All begin together, when the last one is
     /// awake.
     pub(super) fn run<T: Send>(&self, work: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-        let arrived = AtomicUsize::new(0);
-        self.kernel.install(|| {
-            rayon::broadcast(|context| {
-                let members = context.num_threads();
-                arrived.fetch_add(1, Ordering::AcqRel);
-                let mut spins = 0;
-                while arrived.load(Ordering::Acquire) < members {
-                    spins += 1;
-                    if spins < SPINS {
-                        std::hint::spin_loop();
-                    } else {
-                        std::thread::yield_now();
-                    }
-                }
-                work(context.index(), members)
-            })
-        })
+        let members = self.kernel.num_threads();
+        let (arrived, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let lock = || results.lock().unwrap_or_else(PoisonError::into_inner);
+        self.kernel.team().run(members - 1, &|| {
+            let member = arrived.fetch_add(1, Ordering::AcqRel);
+            wait(None, || arrived.load(Ordering::Acquire) == members);
+            let result = work(member, members);
+            lock().push(result);
+        });
+        results.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

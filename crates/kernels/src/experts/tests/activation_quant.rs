@@ -353,7 +353,8 @@ fn equal_inputs_are_quantized_once() {
             .unwrap()
             .with_router_weight(place(on_input))
             .with_activation_quant(ActivationQuantMode::Emulate);
-        let experts = ExpertSet::from(experts).mlps();
+        let experts = ExpertSet::from(experts);
+        let experts: Vec<_> = (0..experts.len()).map(|e| Some(experts.mlp(e))).collect();
         InputPlan::new(&experts, &batch, Isa::Portable).len()
     };
     let per_token = |format| Some(ActivationQuant::PerToken { format });

@@ -18,8 +18,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("checkpoint", &["quant"]),
     ("kernels", &["quant"]),
     ("eval", &["placement", "routing"]),
-    ("fused-moe", &["kernels", "placement", "quant", "routing"]),
-    ("parallel", &["fused-moe", "placement", "routing"]),
+    ("fused-moe", &["kernels", "quant", "routing"]),
+    ("parallel", &["fused-moe", "routing"]),
     (
         "live",
         &["fused-moe", "parallel", "placement", "quant", "routing"],

@@ -23,11 +23,25 @@ pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
         .ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
     let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
         .ok()
-        .and_then(|table| serde_json::to_value(table.get("v")?).ok());
+        .and_then(|mut table| table.remove("v"));
+    if parsed.as_ref().is_some_and(|value| !is_finite(value)) {
+        return Err(format!("`{text}`: numbers must be finite"));
+    }
+    let parsed = parsed.and_then(|value| serde_json::to_value(value).ok());
     Ok(Setting {
         key: key.trim().to_owned(),
         value: parsed.unwrap_or_else(|| Value::String(value.to_owned())),
     })
+}
+
+/// JSON, into which settings go, has no other numbers.
+fn is_finite(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => number.is_finite(),
+        toml::Value::Array(values) => values.iter().all(is_finite),
+        toml::Value::Table(table) => table.values().all(is_finite),
+        _ => true,
+    }
 }
 
 /// Settings are a list on the command line and a table in a file.
@@ -203,5 +217,6 @@ mod tests {
         assert_eq!(value("a=b=c"), json!("b=c"));
         assert!(parse_setting("a").is_err());
         assert!(parse_setting("=1").is_err());
+        assert!(parse_setting("a=[1, {b = nan}]").is_err());
     }
 }

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Setting, parse_setting, settings, strategy_config};
 use crate::error::{CliError, Result};
 
+/// The most tokens of a batch.
+pub(crate) const MOST_TOKENS: usize = 1 << 20;
+
 /// The EP group and the strategy.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -271,7 +271,13 @@ fn faults_are_named_and_nothing_is_half_written() {
     let error = plan(&["--load", &load, "--ranks", "5", "--strategy", "eplb"]);
     assert!(error.contains("12 slots on 5 ranks"), "{error}");
     assert!(plan(&["--load", &load, "--slots", "11"]).contains("11 slots cannot hold 12"));
-    assert!(plan(&["--load", &load, "--groups", "5"]).contains("must divide the 12"));
+    assert!(
+        plan(&["--load", &load, "--groups", "5"])
+            .contains("do not divide 12 logical experts; 1, 2, 3, 4, 6, 12 do")
+    );
+    let risky = ["--load", &load, "--strategy", "adaptive", "--set", "risk=2"];
+    assert!(plan(&risky).contains("needs the load of 2 steps or more, got 0"));
+    assert!(plan(&["--load", &load, "--set", "x=nan"]).contains("numbers must be finite"));
     for (name, text, fault) in [
         ("ragged.json", "[[1,2],[3]]", "a list of 1 where"),
         ("negative.json", "[[1,-2]]", "-2"),

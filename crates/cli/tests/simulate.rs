@@ -72,6 +72,36 @@ fn generated_counts_are_a_function_of_the_seed() {
 }
 
 #[test]
+fn what_could_not_be_compared_or_simulated_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = trace(&directory, "trace.npy");
+    let compare = ["compare", "--load", text(&trace), "--ranks", "3"];
+    // 16 slots on 3 ranks: others than `eplb` can plan that.
+    assert!(stdout(&compare).contains("eplb"));
+    let none = failure(&[&compare[..], &["--strategies", "eplb"]].concat());
+    assert!(
+        none.contains("no strategy has a plan; the first refusal"),
+        "{none}"
+    );
+
+    let crowd = ["--profile", "uniform", "--experts", "4", "--steps", "2"];
+    let crowd = [&["generate"], &crowd[..], &["--flash-crowd", "2:2:0.5"]].concat();
+    let out = directory.path().join("crowd.npy");
+    let late = failure(&[&crowd[..], &["--out", text(&out)]].concat());
+    assert!(late.contains("steps 0 to 1"), "{late}");
+    assert!(!out.exists());
+
+    let dump = directory.path().join("dump.safetensors");
+    let two = ["--selector", "equal,hash", "--dump", text(&dump)];
+    let two = [&["simulate", "--trace", text(&trace)], &two[..]].concat();
+    assert!(failure(&two).contains("2 were asked for"));
+    let step = directory.path().join("step.json");
+    std::fs::write(&step, "[[[1, 2], [3, 4]]]").unwrap();
+    let one = failure(&["simulate", "--trace", text(&step), "--window", "1"]);
+    assert!(one.contains("2 steps or more"), "{one}");
+}
+
+#[test]
 fn compare_lists_every_linked_strategy_with_the_bound() {
     let directory = tempfile::tempdir().unwrap();
     let trace = trace(&directory, "t.npy");

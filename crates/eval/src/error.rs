@@ -11,12 +11,12 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum EvalError {
     /// A file cannot be read or written.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {message}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        message: io::Error,
     },
     /// The name of a file says nothing about its format.
     #[error("{}: unknown load file extension {extension}; known are {known}", .path.display())]
@@ -37,14 +37,14 @@ pub enum EvalError {
         message: String,
     },
     /// A file holds numbers that are no expert load.
-    #[error("{}: {}{source}", .path.display(), .step.map(|s| format!("step {s}: ")).unwrap_or_default())]
+    #[error("{}: {}{reason}", .path.display(), .step.map(|s| format!("step {s}: ")).unwrap_or_default())]
     Load {
         /// The file.
         path: PathBuf,
         /// The step of a trace.
         step: Option<usize>,
         /// What is wrong.
-        source: Box<PlacementError>,
+        reason: Box<PlacementError>,
     },
     /// Another engine cannot take a placement.
     #[error("{engine} takes a placement only with {rule}: {got}")]
@@ -76,9 +76,9 @@ pub enum EvalError {
 
 impl EvalError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
+        move |message| Self::Io {
             path: path.to_owned(),
-            source,
+            message,
         }
     }
 

@@ -219,7 +219,11 @@ fn domains_take_turns() {
 fn flash_crowds_come_and_go() {
     let workload = Workload::new(Profile::Uniform, 64, 2, 6, 1 << 30).unwrap();
     let crowd = "2:3:0.5".parse().unwrap();
-    let trace = workload.with_flash_crowd(crowd).generate().unwrap();
+    let trace = workload
+        .with_flash_crowd(crowd)
+        .unwrap()
+        .generate()
+        .unwrap();
     for layer in 0..2 {
         for step in 0..6 {
             let load = trace.steps()[step].layer(layer).unwrap();
@@ -306,7 +310,8 @@ proptest! {
             .with_drift(drift).unwrap()
             .with_seed(seed)
             .with_domains(2, 2).unwrap()
-            .with_flash_crowd(FlashCrowd::new(1, 1, drift).unwrap());
+            .with_flash_crowd(FlashCrowd::new(steps / 2, 1, drift).unwrap())
+            .unwrap();
         if let Some(concentration) = concentration {
             workload = workload.with_concentration(concentration).unwrap();
         }

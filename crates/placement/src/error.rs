@@ -67,9 +67,20 @@ pub enum PlacementError {
         /// The size it needs.
         expected: usize,
     },
+    /// Expert groups of different sizes.
+    #[error(
+        "{got} expert groups do not divide {num_experts} logical experts; {} do",
+        divisors(*num_experts)
+    )]
+    Groups {
+        /// The number of groups.
+        got: usize,
+        /// Logical experts.
+        num_experts: usize,
+    },
     /// A load that counts no tokens.
     #[error(
-        "load of layer {layer}, expert {expert} is {value}; a load is a number from 0 to 1e100"
+        "load of layer {layer}, expert {expert} is {value:?}; a load is a number from 0 to 1e100"
     )]
     Load {
         /// Layer.
@@ -123,6 +134,13 @@ pub enum PlacementError {
         /// What is wrong.
         problem: &'static str,
     },
+}
+
+/// The numbers that divide `n`, in a list.
+fn divisors(n: usize) -> String {
+    let divisors = (1..=n).filter(|&d| n.is_multiple_of(d));
+    let divisors: Vec<String> = divisors.map(|d| d.to_string()).collect();
+    divisors.join(", ")
 }
 
 impl PlacementError {

@@ -206,7 +206,7 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(
-                error.contains("layer 1, expert 1") && error.contains(&bad.to_string()),
+                error.contains("layer 1, expert 1") && error.contains(&format!("{bad:?}")),
                 "{error}"
             );
         }

@@ -157,13 +157,9 @@ impl<'a> PlacementRequest<'a> {
     /// If groups do not divide experts.
     pub fn with_expert_groups(mut self, num_groups: usize) -> Result<Self, PlacementError> {
         if num_groups == 0 || !self.num_logical_experts.is_multiple_of(num_groups) {
-            return Err(PlacementError::Shape {
-                what: format!(
-                    "number of expert groups (must divide the {} logical experts)",
-                    self.num_logical_experts
-                ),
+            return Err(PlacementError::Groups {
                 got: num_groups,
-                expected: 1,
+                num_experts: self.num_logical_experts,
             });
         }
         self.num_expert_groups = Some(num_groups);
@@ -333,7 +329,7 @@ mod tests {
                 .contains("slots are more than the 1048576")
         );
         assert!(message(request().with_slots_per_rank(vec![4])).contains("got 1, expected 2"));
-        assert!(message(request().with_expert_groups(3)).contains("must divide the 4"));
+        assert!(message(request().with_expert_groups(3)).contains("1, 2, 4 do"));
         let load = ExpertLoad::from_rows(&[[1.0; 3]]).unwrap();
         assert!(
             message(request().with_load(&load)).contains("experts in the load: got 3, expected 4")

@@ -122,7 +122,7 @@ impl Adaptive {
         ] {
             if !(0.0..=limit).contains(&value) {
                 return refuse(format!(
-                    "`{name}` must be a number from 0 to {limit}, got {value}"
+                    "`{name}` must be a number from 0 to {limit}, got {value:?}"
                 ));
             }
         }
@@ -141,7 +141,7 @@ impl Adaptive {
             .find(|s| !(s.is_finite() && **s > 1e-6 && **s < 1e6))
         {
             Some(speed) => refuse(format!(
-                "a relative speed is a number from 1e-6 to 1e6, got {speed}"
+                "a relative speed is a number from 1e-6 to 1e6, got {speed:?}"
             )),
             None => Ok(()),
         }

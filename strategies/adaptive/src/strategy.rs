@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::plan::{Effort, Layer, single_precision};
 use crate::ranks::Ranks;
 use crate::replan::{Goal, Stop, renumbered, way};
-use crate::settings::{Adaptive, Recovery};
+use crate::settings::{Adaptive, NAME, Recovery};
 use crate::surplus;
 use crate::weights::weights;
 
@@ -23,6 +23,7 @@ use crate::weights::weights;
 impl PlacementStrategy for Adaptive {
     fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
         self.check(request.topology().num_ranks())?;
+        self.check_risk(request)?;
         let weights: Vec<Cow<'_, [f64]>> = (0..request.num_layers())
             .map(|layer| weights(request, layer, self.risk))
             .collect();
@@ -62,6 +63,18 @@ impl PlacementStrategy for Adaptive {
 }
 
 impl Adaptive {
+    /// A deviation needs steps.
+    fn check_risk(&self, request: &PlacementRequest<'_>) -> Result<(), PlacementError> {
+        let steps = request.trace().map_or(0, |trace| trace.steps().len());
+        if self.risk == 0.0 || request.load().is_none() || steps >= 2 {
+            return Ok(());
+        }
+        Err(PlacementError::precondition(
+            NAME,
+            format!("`risk` needs the load of 2 steps or more, got {steps}"),
+        ))
+    }
+
     /// The ranks of each layer; of one layer if all are the same.
     fn ranks(&self, request: &PlacementRequest<'_>, weights: &[Cow<'_, [f64]>]) -> Vec<Ranks> {
         let ranks = Ranks::new(request.slots_per_rank(), request.topology(), &self.speeds);

@@ -117,6 +117,7 @@ impl Compare {
         let report = Report {
             strategies: outcomes,
         };
+        report.check()?;
         if let Some(path) = &options.page {
             page(path, &report, &plans, &load)?;
         }
@@ -125,6 +126,23 @@ impl Compare {
         } else {
             print_line(&report.lines())
         }
+    }
+}
+
+impl Report {
+    /// One plan is enough: what the others lack stands beside it.
+    fn check(&self) -> Result<()> {
+        let mut first = None;
+        for outcome in &self.strategies {
+            match outcome {
+                Outcome::Plan(_) => return Ok(()),
+                Outcome::Refused { error, .. } => first = first.or(Some(error)),
+            }
+        }
+        let none = "no strategy has a plan";
+        Err(CliError::usage(first.map_or(none.to_owned(), |first| {
+            format!("{none}; the first refusal is: {first}")
+        })))
     }
 }
 

@@ -115,7 +115,7 @@ impl GenerateOptions {
             workload = workload.with_drift(drift)?;
         }
         if let Some(crowd) = &self.flash_crowd {
-            workload = workload.with_flash_crowd(crowd.parse::<FlashCrowd>()?);
+            workload = workload.with_flash_crowd(crowd.parse::<FlashCrowd>()?)?;
         }
         match (self.domains, self.domain_steps) {
             (Some(domains), Some(steps)) => workload = workload.with_domains(domains, steps)?,

@@ -115,6 +115,7 @@ impl Simulate {
             Some(file) => merge(&self.options, file, &["trace", "dump", "report"])?,
             None => self.options,
         };
+        options.check_dump()?;
         let trace = options.trace()?;
         let topology = options.shape.group.topology()?;
         let shape = options
@@ -199,19 +200,25 @@ impl SimulateOptions {
         names(self.selector.as_deref().unwrap_or("equal"))
     }
 
+    /// A dump holds one simulation.
+    fn check_dump(&self) -> Result<()> {
+        match self.strategies().len() * self.selectors().len() {
+            count @ 2.. if self.dump.is_some() => Err(CliError::usage(format!(
+                "`--dump` writes one simulation, but {count} were asked for"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn deliver(&self, trace: &LoadTrace, results: &[Simulated]) -> Result<()> {
         let single = match results {
             [single] => Some(single),
             _ => None,
         };
         if let Some(path) = &self.dump {
-            let single = single.ok_or_else(|| {
-                CliError::usage(format!(
-                    "`--dump` writes one simulation, but {} were asked for",
-                    results.len()
-                ))
-            })?;
-            single.dump(path)?;
+            for simulated in results {
+                simulated.dump(path)?;
+            }
         }
         if let Some(path) = &self.page {
             page(path, trace, results)?;
@@ -249,15 +256,16 @@ fn table(results: &[Simulated]) -> String {
     )];
     for Simulated { report: r, .. } in results {
         lines.push(format!(
-            "{:<12} {:<18} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>6.2}% {:>7.2}% {:>6.1} {:>7.2}% {:>9.3} {:>9.2}",
+            "{:<12} {:<18} {:>6.4} {:>6.4} {:>6.4} {:>6.4} {:>6} {:>7} {:>7.2}% {:>6.1} {:>7.2}% {:>9.3} {:>9.2}",
             r.strategy,
             r.selector,
             r.balance_plan,
             r.balance_next,
             r.balance_step_mean,
             r.balance_step_p1,
-            r.bound.unwrap_or(f64::NAN),
-            r.certificate_gap_mean.unwrap_or(f64::NAN) * 100.0,
+            r.bound.map_or("-".to_owned(), |bound| format!("{bound:.4}")),
+            r.certificate_gap_mean
+                .map_or("-".to_owned(), |gap| format!("{:.2}%", 100.0 * gap)),
             r.slots_moved_fraction * 100.0,
             r.migration_rounds_mean,
             r.off_node_fraction * 100.0,

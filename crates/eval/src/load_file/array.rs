@@ -34,10 +34,10 @@ impl Array {
             let [.., layers, experts] = *self.shape.as_slice() else {
                 return Err(dimensions(path, &self.shape));
             };
-            ExpertLoad::new(layers, experts, values).map_err(|source| EvalError::Load {
+            ExpertLoad::new(layers, experts, values).map_err(|reason| EvalError::Load {
                 path: path.to_owned(),
                 step,
-                source: Box::new(source),
+                reason: Box::new(reason),
             })
         };
         match *self.shape.as_slice() {
@@ -48,10 +48,10 @@ impl Array {
                 let trace = LoadTrace::new(steps.collect::<Result<_, _>>()?);
                 trace
                     .map(LoadFile::Trace)
-                    .map_err(|source| EvalError::Load {
+                    .map_err(|reason| EvalError::Load {
                         path: path.to_owned(),
                         step: None,
-                        source: Box::new(source),
+                        reason: Box::new(reason),
                     })
             }
             _ => Err(dimensions(path, &self.shape)),

@@ -11,7 +11,9 @@ use super::{LoadFile, choose};
 use crate::EvalError;
 
 pub(super) fn read(path: &Path, bytes: &[u8], wanted: Option<&str>) -> Result<Array, EvalError> {
-    let file = SafeTensors::deserialize(bytes).map_err(|error| EvalError::content(path, error))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| {
+        EvalError::content(path, format!("truncated, or no safetensors file: {error}"))
+    })?;
     let name = choose(path, file.iter().map(|(name, _)| name), wanted)?;
     let tensor = file
         .tensor(name)

@@ -123,6 +123,10 @@ impl<'a> Simulation<'a> {
             }
         }
         let steps = trace.steps().len();
+        if steps < 2 {
+            let expected = "2 steps or more: some to plan on, some to measure";
+            return Err(EvalError::setting("the trace", "1 step", expected));
+        }
         if steps <= window {
             let expected =
                 format!("below {steps}, the steps of the trace: some must be left to measure");

@@ -216,10 +216,18 @@ impl Workload {
     }
 
     /// Adds a flash crowd.
-    #[must_use]
-    pub fn with_flash_crowd(mut self, crowd: FlashCrowd) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If it comes in none of the steps.
+    pub fn with_flash_crowd(mut self, crowd: FlashCrowd) -> Result<Self, EvalError> {
+        if crowd.steps == 0 || crowd.start >= self.num_steps {
+            let got = format!("{} steps from step {} on", crowd.steps, crowd.start);
+            let expected = format!("1 step or more of steps 0 to {}", self.num_steps - 1);
+            return Err(EvalError::setting("the flash crowd", got, expected));
+        }
         self.flash_crowd = Some(crowd);
-        self
+        Ok(self)
     }
 
     /// Another seed, another load.

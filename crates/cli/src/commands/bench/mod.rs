@@ -25,12 +25,10 @@ use self::routing::{TokenSource, Tokens};
 use self::shape::Shape;
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line};
-use crate::planning::ReportOptions;
+use crate::planning::{MOST_TOKENS, ReportOptions};
 
 /// Up to this many tokens every batch needs experts that the last one has not read.
 const FEW_TOKENS: usize = 16;
-/// The most tokens of a batch.
-const MOST_TOKENS: usize = 1 << 20;
 
 /// Arguments of `moekit bench`.
 #[derive(Args)]

@@ -20,7 +20,7 @@ use moekit::routing::{
 use super::SharedMode;
 use super::input::Activations;
 use super::ranks::Ranks;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 
 /// What all layers of a run share.
 pub(super) struct Group<'a> {
@@ -135,8 +135,7 @@ impl Group<'_> {
         let table = Arc::new(RoutingTable::new(placement, Topology::new(1)?, 0, 0)?);
         let layer = self.layer(spec, table, gate, Rank::new(0), Arc::new(Local))?;
         let alone = forward(&layer, spec, input, 0..input.len() / spec.hidden_size)?;
-        let differences = alone.output.iter().zip(output).map(|(a, b)| (a - b).abs());
-        Ok(differences.fold(0.0, f32::max))
+        largest_difference(&alone.output, output)
     }
 
     fn layer(
@@ -177,6 +176,32 @@ impl Group<'_> {
         };
         Ok(gate)
     }
+}
+
+/// The largest difference of an output from that of one rank. NaN equals NaN: it comes from the
+/// input.
+fn largest_difference(alone: &[f32], output: &[f32]) -> Result<f32> {
+    if alone.len() != output.len() {
+        return Err(CliError::usage(format!(
+            "the ranks give {} values of output, one rank gives {}",
+            output.len(),
+            alone.len()
+        )));
+    }
+    let mut largest = 0.0_f32;
+    for (i, (&expected, &got)) in alone.iter().zip(output).enumerate() {
+        if expected == got || (expected.is_nan() && got.is_nan()) {
+            continue;
+        }
+        let difference = (expected - got).abs();
+        if !difference.is_finite() {
+            return Err(CliError::usage(format!(
+                "value {i} of the output is {got:e}, on one rank {expected:e}"
+            )));
+        }
+        largest = largest.max(difference);
+    }
+    Ok(largest)
 }
 
 /// One rank's forward pass over its share of the tokens.
@@ -245,4 +270,31 @@ fn gather(spec: &MoeLayerSpec, table: &RoutingTable, ranks: Vec<RankRun>) -> Lay
     }
     run.tokens = run.topk_ids.len() / spec.top_k;
     run
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_that_is_no_number_is_an_error() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        assert_eq!(
+            largest_difference(&[1.0, nan, inf], &[1.5, nan, inf]).unwrap(),
+            0.5
+        );
+        for (alone, output) in [
+            ([1.0], [nan]),
+            ([nan], [1.0]),
+            ([inf], [1.0]),
+            ([inf], [-inf]),
+        ] {
+            let error = largest_difference(&alone, &output).unwrap_err();
+            assert!(
+                error.to_string().starts_with("value 0 of the output"),
+                "{error}"
+            );
+        }
+        assert!(largest_difference(&[1.0], &[]).is_err());
+    }
 }

@@ -51,10 +51,14 @@ impl Activations {
     }
 }
 
+fn not_safetensors(path: &Path, error: &safetensors::SafeTensorError) -> CliError {
+    CliError::file(path, format!("truncated, or no safetensors file: {error}"))
+}
+
 impl Inputs {
     pub(super) fn open(path: &Path, dtype: Option<ActivationDtype>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| CliError::file(path, e))?;
-        SafeTensors::deserialize(&bytes).map_err(|e| CliError::file(path, e))?;
+        SafeTensors::deserialize(&bytes).map_err(|e| not_safetensors(path, &e))?;
         Ok(Self::File {
             path: path.to_owned(),
             bytes,
@@ -84,7 +88,8 @@ impl Inputs {
                 Ok(Activations::from_f32(values, *dtype))
             }
             Self::File { path, bytes, dtype } => {
-                let file = SafeTensors::deserialize(bytes).map_err(|e| CliError::file(path, e))?;
+                let file =
+                    SafeTensors::deserialize(bytes).map_err(|e| not_safetensors(path, &e))?;
                 let name = format!("layers.{}.input", spec.layer);
                 let tensor = file.tensor(&name).map_err(|e| CliError::file(path, e))?;
                 check_width(spec, tensor.shape(), &name)?;

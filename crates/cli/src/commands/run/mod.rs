@@ -24,7 +24,7 @@ use self::report::{LayerReport, Report};
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line};
-use crate::planning::{GroupOptions, ReportOptions};
+use crate::planning::{GroupOptions, MOST_TOKENS, ReportOptions};
 
 /// Arguments of `moekit run`.
 #[derive(Args)]
@@ -290,7 +290,14 @@ impl RunOptions {
         match &self.input {
             Some(path) => Inputs::open(path, self.dtype),
             None => Ok(Inputs::Random {
-                tokens: self.tokens.unwrap_or(128),
+                tokens: match self.tokens.unwrap_or(128) {
+                    tokens if tokens <= MOST_TOKENS => tokens,
+                    tokens => {
+                        return Err(CliError::usage(format!(
+                            "`--tokens` is {tokens}, expected at most {MOST_TOKENS}"
+                        )));
+                    }
+                },
                 seed: self.seed.unwrap_or(0),
                 dtype: self.dtype.unwrap_or(ActivationDtype::F32),
             }),

@@ -206,7 +206,7 @@ impl Soak {
                     self.replace(world);
                     return;
                 }
-                live.leave();
+                live.set_leaving(true);
             }
             let step = self.step(&live, id).and_then(|()| live.end_step());
             let events = match step {

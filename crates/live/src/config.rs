@@ -142,7 +142,8 @@ impl LiveConfig {
         self
     }
 
-    /// Nodes that the ranks are spread over evenly; one, where they do not divide the ranks.
+    /// Nodes that the ranks are spread over as evenly as possible; a group of fewer ranks has one on
+    /// each.
     #[must_use]
     pub fn with_nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
@@ -223,7 +224,8 @@ impl LiveConfig {
         self
     }
 
-    /// Steps from a failure to the next attempt.
+    /// Steps from a failure to the next attempt, and from a plan that was skipped to the next that
+    /// the balance may ask for.
     #[must_use]
     pub fn with_retry(mut self, steps: u64) -> Self {
         self.retry_steps = steps;
@@ -245,6 +247,10 @@ impl LiveConfig {
                 "a budget of 0 bytes per step moves nothing, it must be at least 1".into(),
             );
         }
+        if self.nodes == 0 {
+            return wrong("a group sits on at least 1 node, not on 0".into());
+        }
+        self.check_rebalancing()?;
         match self.window {
             Window::Ring(0) => wrong("a window of 0 deliveries holds no load".into()),
             Window::Exponential(f) if !(0.0..1.0).contains(&f) => wrong(format!(
@@ -252,5 +258,113 @@ impl LiveConfig {
             )),
             _ => Ok(()),
         }
+    }
+
+    fn check_rebalancing(&self) -> Result<(), LiveError> {
+        let wrong = |what: &str, got: f64, expected: &str| {
+            let message = format!("{what} is {got}, it must be {expected}");
+            Err(LiveError::Config(message))
+        };
+        if let Some(limit) = self.triggers.balance_below
+            && !(limit > 0.0 && limit <= 1.0)
+        {
+            return wrong("the limit of the balancedness", limit, "in (0, 1]");
+        }
+        let change = self.triggers.change.into_iter().flat_map(|change| {
+            [
+                ("the slack of the change detector", change.slack),
+                ("the threshold of the change detector", change.threshold),
+            ]
+        });
+        let cost = self.cost.into_iter().flat_map(|cost| {
+            [
+                ("the time of a token", cost.token_seconds),
+                ("the time of a moved byte", cost.byte_seconds),
+                ("the steps for which a plan holds", cost.horizon_steps),
+            ]
+        });
+        for (what, value) in change.chain(cost) {
+            if !(value.is_finite() && value >= 0.0) {
+                return wrong(what, value, "finite and at least 0");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moekit_placement::{ModelPlacement, PlacementError, PlacementRequest, typetag};
+
+    use super::*;
+
+    #[derive(Debug, serde::Serialize, serde::Deserialize)]
+    struct Never;
+
+    #[typetag::serde(name = "live-config-test-never")]
+    impl PlacementStrategy for Never {
+        fn place(&self, _: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
+            unreachable!("settings are checked before anything is placed")
+        }
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_refused() {
+        let config = || LiveConfig::new(Arc::new(Never));
+        let triggers = |balance_below, change| Triggers {
+            balance_below,
+            change,
+            ..Triggers::default()
+        };
+        let refused = [
+            (config().with_bytes_per_step(0), "0 bytes per step"),
+            (config().with_nodes(0), "at least 1 node"),
+            (config().with_window(Window::Ring(0)), "0 deliveries"),
+            (
+                config().with_window(Window::Exponential(1.0)),
+                "window is 1",
+            ),
+            (
+                config().with_triggers(triggers(Some(f64::NAN), None)),
+                "is NaN, it must be in (0, 1]",
+            ),
+            (
+                config().with_triggers(triggers(Some(2.0), None)),
+                "is 2, it must be in (0, 1]",
+            ),
+            (
+                config().with_triggers(triggers(Some(0.0), None)),
+                "is 0, it must be in (0, 1]",
+            ),
+            (
+                config().with_triggers(triggers(None, Some(Cusum::new(f64::NAN, 1.0)))),
+                "slack of the change detector is NaN",
+            ),
+            (
+                config().with_triggers(triggers(None, Some(Cusum::new(0.0, -1.0)))),
+                "threshold of the change detector is -1",
+            ),
+            (
+                config().with_cost(CostModel::new(f64::NAN, 1.0, 1.0)),
+                "time of a token is NaN",
+            ),
+            (
+                config().with_cost(CostModel::new(1.0, -1.0, 1.0)),
+                "moved byte is -1",
+            ),
+            (
+                config().with_cost(CostModel::new(1.0, 1e-9, f64::INFINITY)),
+                "plan holds is inf",
+            ),
+        ];
+        for (config, said) in refused {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let sensible = config()
+            .with_triggers(triggers(Some(1.0), Some(Cusum::new(0.0, 0.0))))
+            .with_cost(CostModel::new(1e-6, 0.0, 100.0))
+            .with_window(Window::Exponential(0.0));
+        assert!(sensible.check().is_ok());
     }
 }

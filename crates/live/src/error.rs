@@ -73,6 +73,15 @@ pub enum LiveError {
         /// Layers.
         num_layers: usize,
     },
+    /// The same members have failed at the same step again and again: another attempt would not help.
+    /// The error before tells why.
+    #[error("the same ranks have failed {attempts} times at the step after {step}")]
+    NoProgress {
+        /// Steps done.
+        step: u64,
+        /// Failures in a row.
+        attempts: u32,
+    },
     /// This rank is in no group: it has left, or its group has ended and was not recovered.
     #[error("this rank is in no group: {0}")]
     NoGroup(&'static str),

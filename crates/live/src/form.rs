@@ -37,8 +37,8 @@ impl InGroup {
 /// What a member brings into a group.
 #[derive(Debug, Serialize, Deserialize)]
 struct Inventory {
-    /// Steps done; 0 of a newcomer.
-    step: u64,
+    /// Steps done; `None` of a newcomer.
+    step: Option<u64>,
     layers: Vec<LayerInventory>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn form(
     layers: &mut [LiveLayer],
     initial: &ModelPlacement,
     source: &dyn ExpertSource,
-    step: u64,
+    step: Option<u64>,
 ) -> Result<Formed, LiveError> {
     let (comm, members) = (group.comm, group.members);
     let own = Inventory {
@@ -149,7 +149,9 @@ pub(crate) fn form(
             dispatcher,
             expert_bytes,
         },
-        step: all.iter().map(|i| i.step).max().unwrap_or(0),
+        // A forward pass may have failed on one rank when it was through on the others: all go back
+        // to it, so that no step is without its outputs.
+        step: all.iter().filter_map(|i| i.step).min().unwrap_or(0),
         first,
     })
 }

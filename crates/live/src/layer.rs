@@ -278,7 +278,21 @@ impl SelectReplica for Present {
     ) -> Result<(), RoutingError> {
         let present = |id: &i64| if self.absent.contains(id) { -1 } else { *id };
         let ids: Vec<i64> = topk_ids.iter().map(present).collect();
-        self.inner.select(context, &ids, physical)
+        let Some(counts) = context.counts else {
+            return self.inner.select(context, &ids, physical);
+        };
+        // Tokens that go nowhere are no load, on any rank.
+        let experts = context.table.num_logical_experts().max(1);
+        let mut counts = counts.to_vec();
+        for rank in counts.chunks_mut(experts) {
+            for &expert in &self.absent {
+                if let Some(count) = usize::try_from(expert).ok().and_then(|e| rank.get_mut(e)) {
+                    *count = 0;
+                }
+            }
+        }
+        self.inner
+            .select(&context.with_counts(&counts), &ids, physical)
     }
 
     fn counts_needed(&self) -> CountsNeeded {

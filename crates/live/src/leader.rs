@@ -9,10 +9,7 @@ use crate::frame::Command;
 use crate::load::LoadWindow;
 use crate::planner::{Plan, Snapshot};
 use crate::state::LoadReport;
-use crate::task::Task;
-
-/// Planners that never returned, at most: each holds a thread.
-const MAX_ABANDONED: usize = 8;
+use crate::task::{MAX_ABANDONED, Task};
 
 /// Rank 0 of a group.
 #[derive(Debug)]
@@ -24,12 +21,18 @@ pub(crate) struct Leader {
     news: Option<Command>,
     /// Planners that were given up, by this rank in any group.
     pub(crate) abandoned: usize,
-    /// Whether the ranks have changed since the last plan was carried out.
+    /// Whether the ranks have changed, and no plan has answered it yet.
     reshape: bool,
+    /// Whether the plan under way answers such a change.
+    answers: bool,
     /// Whether something failed and is due again.
     again: bool,
     /// Whether a trigger that looks at the balance has fired.
     alarm: bool,
+    /// Until which step such a trigger is not heeded: a plan that it led to was skipped.
+    quiet_until: u64,
+    /// Ranks that wanted to leave in the last step.
+    leaving: Vec<bool>,
     shape: [usize; 3],
     delivered_at: u64,
 }
@@ -83,8 +86,11 @@ impl Leader {
             news: None,
             abandoned: 0,
             reshape,
+            answers: false,
             again: false,
             alarm: false,
+            quiet_until: step,
+            leaving: vec![false; shape[2]],
             shape,
             delivered_at: step,
         }
@@ -122,14 +128,36 @@ impl Leader {
         Some(report)
     }
 
-    /// After a migration, or its failure.
+    /// After a migration, that of a plan or one that reads what nobody holds, or its failure.
     pub(crate) fn migration_ended(&mut self, failed: bool) {
-        self.again = failed;
-        self.reshape &= failed;
+        if failed {
+            self.plan_failed();
+        } else {
+            self.again = false;
+            self.answers = false;
+        }
+        self.calm();
+    }
+
+    /// Whatever is under way is due again, with what it was to answer.
+    fn plan_failed(&mut self) {
+        self.again = true;
+        self.reshape |= std::mem::take(&mut self.answers);
+    }
+
+    /// Looks at the balance anew.
+    fn calm(&mut self) {
         if let Some(detector) = &mut self.detector {
             detector.reset();
         }
         self.alarm = false;
+    }
+
+    fn skip(&mut self, view: &View<'_>, reason: String) -> Command {
+        self.answers = false;
+        self.calm();
+        self.quiet_until = view.step + view.config.retry_steps;
+        Command::Skip { reason }
     }
 
     /// What all ranks do next, if anything changes.
@@ -144,23 +172,42 @@ impl Leader {
         if self.task.is_some() || !view.may_begin() {
             return None;
         }
-        if view.any_absent {
+        if view.any_absent && !self.are_ranks_first(view) {
             return Some(Command::Restore);
         }
         view.is_other_group_due().then_some(Command::Regroup)
     }
 
+    /// Whether a plan is to be carried out whatever it costs: the ranks have changed, or will.
+    fn is_mandatory(&self, view: &View<'_>) -> bool {
+        self.reshape || view.leaving.contains(&true)
+    }
+
+    /// Whether ranks that come or go have precedence over experts that nobody holds: when these
+    /// could not be read, before the next attempt.
+    fn are_ranks_first(&self, view: &View<'_>) -> bool {
+        self.again && (view.is_other_group_due() || self.is_mandatory(view))
+    }
+
     /// Begins to plan beside the next forward passes, if it is time to. Called when the loads of
     /// the step have come, so that the plan sees them.
     pub(crate) fn plan(&mut self, view: &View<'_>) {
+        // A rank that stays after all may have been left without experts.
+        let stays = |(was, is): (&bool, &bool)| *was && !*is;
+        self.reshape |= self.leaving.iter().zip(view.leaving).any(stays);
+        self.leaving = view.leaving.to_vec();
         let is_busy = self.task.is_some() || self.news.is_some();
-        if is_busy || !view.may_begin() || view.any_absent || view.is_other_group_due() {
+        if is_busy || !view.may_begin() || view.is_other_group_due() {
             return;
         }
-        let mandatory = self.reshape || view.leaving.contains(&true);
+        if view.any_absent && !self.are_ranks_first(view) {
+            return;
+        }
+        let mandatory = self.is_mandatory(view);
         let interval = view.config.triggers.interval;
         let due = interval.is_some_and(|every| view.step > 0 && view.step.is_multiple_of(every));
-        if mandatory || self.again || self.alarm || due {
+        let alarm = self.alarm && view.step >= self.quiet_until;
+        if mandatory || self.again || alarm || due {
             self.news = Some(match self.start(view, mandatory) {
                 Ok(()) => Command::Planning,
                 Err(reason) => Command::Fail { reason },
@@ -181,11 +228,10 @@ impl Leader {
         if active.is_empty() {
             return Err("all ranks want to leave, one must stay".to_owned());
         }
-        let load = self.window.trace().map_err(|error| error.to_string())?;
         let snapshot = Snapshot {
             current: view.placements.clone(),
             expert_bytes: view.expert_bytes.to_vec(),
-            load,
+            load: self.window.past(),
             load_steps: self.window.weight() * view.config.load_interval as f64,
             active,
             mandatory,
@@ -194,6 +240,8 @@ impl Leader {
         let task = Task::spawn("the planner", view.step, move || snapshot.plan())?;
         self.task = Some(task);
         self.again = false;
+        self.answers = mandatory;
+        self.reshape = false;
         Ok(())
     }
 
@@ -207,7 +255,7 @@ impl Leader {
             }
             self.task = None;
             self.abandoned += 1;
-            self.again = true;
+            self.plan_failed();
             let reason = format!(
                 "the planner that began in step {since} has not returned in {deadline} steps"
             );
@@ -220,14 +268,13 @@ impl Leader {
             Err(panic) => return Some(self.failed(panic)),
         };
         if plan.target == view.placements {
-            self.reshape = false;
             let reason = "it is the placement in force".to_owned();
-            return Some(Command::Skip { reason });
+            return Some(self.skip(view, reason));
         }
         let objection = view.config.cost.filter(|_| !plan.mandatory);
         let objection = objection.and_then(|cost| cost.objection(plan.gain, plan.bytes));
         Some(match objection {
-            Some(reason) => Command::Skip { reason },
+            Some(reason) => self.skip(view, reason),
             None => Command::Adopt {
                 layers: plan.target,
                 order: plan.order,
@@ -237,7 +284,7 @@ impl Leader {
     }
 
     fn failed(&mut self, reason: String) -> Command {
-        self.again = true;
+        self.plan_failed();
         Command::Fail { reason }
     }
 }

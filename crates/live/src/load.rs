@@ -1,7 +1,7 @@
 //! Who gets how many tokens: counted on every rank, summed where a decision is due.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use moekit_placement::{ExpertLoad, LoadTrace, PlacementError};
 use moekit_routing::{PhysicalExpert, RoutingTable, StepLoad};
@@ -77,59 +77,76 @@ pub enum Window {
 #[derive(Debug)]
 pub(crate) struct LoadWindow {
     kind: Window,
+    past: PastLoad,
+    /// How many deliveries the sum of the window stands for.
+    weight: f64,
+}
+
+/// What a window holds, to be looked at on another thread.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PastLoad {
+    /// Layers and experts.
     shape: [usize; 2],
-    entries: VecDeque<Vec<f64>>,
+    /// `[L * E]` each, the oldest first.
+    deliveries: VecDeque<Arc<Vec<f64>>>,
+}
+
+impl PastLoad {
+    /// The deliveries one by one, `None` if there is none yet.
+    pub(crate) fn trace(&self) -> Result<Option<LoadTrace>, PlacementError> {
+        if self.deliveries.is_empty() {
+            return Ok(None);
+        }
+        let [layers, experts] = self.shape;
+        let load = |values: &Arc<Vec<f64>>| ExpertLoad::new(layers, experts, values.to_vec());
+        let steps = self.deliveries.iter().map(load).collect::<Result<_, _>>()?;
+        Ok(Some(LoadTrace::new(steps)?))
+    }
 }
 
 impl LoadWindow {
     pub(crate) fn new(kind: Window, num_layers: usize, num_experts: usize) -> Self {
         Self {
             kind,
-            shape: [num_layers, num_experts],
-            entries: VecDeque::new(),
+            past: PastLoad {
+                shape: [num_layers, num_experts],
+                deliveries: VecDeque::new(),
+            },
+            weight: 0.0,
         }
     }
 
     /// Takes in the counts of one delivery, summed over ranks, `[L * E]`.
     pub(crate) fn push(&mut self, counts: &[u64]) {
         let mut next: Vec<f64> = counts.iter().map(|&count| count as f64).collect();
+        let deliveries = &mut self.past.deliveries;
         match self.kind {
             Window::Ring(size) => {
-                while self.entries.len() >= size.max(1) {
-                    self.entries.pop_front();
+                while deliveries.len() >= size.max(1) {
+                    deliveries.pop_front();
                 }
+                self.weight = deliveries.len() as f64 + 1.0;
             }
             Window::Exponential(factor) => {
-                if let Some(past) = self.entries.pop_front() {
+                if let Some(past) = deliveries.pop_front() {
                     next.iter_mut()
-                        .zip(past)
+                        .zip(past.iter())
                         .for_each(|(sum, old)| *sum += factor * old);
                 }
+                self.weight = factor * self.weight + 1.0;
             }
         }
-        self.entries.push_back(next);
+        deliveries.push_back(Arc::new(next));
     }
 
-    /// The deliveries in the window, `None` if there is none yet.
-    pub(crate) fn trace(&self) -> Result<Option<LoadTrace>, PlacementError> {
-        if self.entries.is_empty() {
-            return Ok(None);
-        }
-        let [layers, experts] = self.shape;
-        let steps = self
-            .entries
-            .iter()
-            .map(|values| ExpertLoad::new(layers, experts, values.clone()))
-            .collect::<Result<_, _>>()?;
-        Ok(Some(LoadTrace::new(steps)?))
+    /// The deliveries in the window; cheap, whatever its size.
+    pub(crate) fn past(&self) -> PastLoad {
+        self.past.clone()
     }
 
-    /// How many steps of delivery the sum of the window stands for.
+    /// How many deliveries the sum of the window stands for, at least 1.
     pub(crate) fn weight(&self) -> f64 {
-        match self.kind {
-            Window::Ring(_) => self.entries.len().max(1) as f64,
-            Window::Exponential(factor) => 1.0 / (1.0 - factor).max(f64::EPSILON),
-        }
+        self.weight.max(1.0)
     }
 }
 
@@ -162,11 +179,12 @@ mod tests {
     #[test]
     fn windows_forget() {
         let mut ring = LoadWindow::new(Window::Ring(2), 1, 2);
-        assert_eq!(ring.trace().unwrap(), None);
+        assert_eq!(ring.past().trace().unwrap(), None);
         for n in 1..=3 {
             ring.push(&[n, 10 * n]);
         }
-        let trace = ring.trace().unwrap().unwrap();
+        assert_eq!(ring.weight(), 2.0);
+        let trace = ring.past().trace().unwrap().unwrap();
         assert_eq!(trace.steps().len(), 2);
         assert_eq!(trace.total().layer(0), Some(&[5.0, 50.0][..]));
 
@@ -174,8 +192,9 @@ mod tests {
         for n in [4, 0, 1] {
             decaying.push(&[n, 0]);
         }
-        let trace = decaying.trace().unwrap().unwrap();
+        let trace = decaying.past().trace().unwrap().unwrap();
         assert_eq!(trace.total().layer(0), Some(&[2.0, 0.0][..]));
-        assert_eq!(decaying.weight(), 2.0);
+        // 1 + 1/2 + 1/4: a constant load of n per delivery has the sum n times the weight.
+        assert_eq!(decaying.weight(), 1.75);
     }
 }

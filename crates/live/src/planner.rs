@@ -9,6 +9,7 @@ use moekit_placement::{
 use moekit_routing::Rank;
 
 use crate::LiveConfig;
+use crate::load::PastLoad;
 
 /// What a planner is given: a copy of all that it looks at.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ pub(crate) struct Snapshot {
     pub(crate) current: Vec<Placement>,
     /// Bytes of the largest expert of each layer.
     pub(crate) expert_bytes: Vec<u64>,
-    pub(crate) load: Option<LoadTrace>,
+    pub(crate) load: PastLoad,
     /// Steps that the load stands for.
     pub(crate) load_steps: f64,
     /// The ranks that shall hold experts; the others leave.
@@ -44,13 +45,9 @@ pub(crate) struct Plan {
     pub(crate) mandatory: bool,
 }
 
-/// A topology of evenly spread ranks, of one node where nodes do not divide them.
+/// Ranks spread over nodes as evenly as possible, one on each node where there are fewer ranks.
 pub(crate) fn topology(num_ranks: usize, nodes: usize) -> Result<Topology, PlacementError> {
-    let topology = Topology::new(num_ranks)?;
-    if nodes > 1 && num_ranks.is_multiple_of(nodes) {
-        return Ok(topology.with_nodes(nodes)?);
-    }
-    Ok(topology)
+    Ok(Topology::new(num_ranks)?.with_nodes(nodes.min(num_ranks))?)
 }
 
 impl Snapshot {
@@ -62,7 +59,7 @@ impl Snapshot {
             nodes: config.nodes,
             current: Vec::new(),
             expert_bytes: Vec::new(),
-            load: None,
+            load: PastLoad::default(),
             load_steps: 1.0,
             active: Vec::new(),
             mandatory: false,
@@ -72,7 +69,7 @@ impl Snapshot {
     /// Asks the strategy for the active ranks, and widens the answer to the group.
     pub(crate) fn plan(&self) -> Result<Plan, PlacementError> {
         let topology = topology(self.active.len(), self.nodes)?;
-        let current = self.current_of_active();
+        let current = self.current_on_active()?;
         let experts = self
             .current
             .first()
@@ -82,13 +79,12 @@ impl Snapshot {
         if let Some(groups) = self.expert_groups {
             request = request.with_expert_groups(groups)?;
         }
-        let total = self.load.as_ref().map(LoadTrace::total);
-        if let (Some(trace), Some(total)) = (&self.load, &total) {
+        let load = self.load.trace()?;
+        let total = load.as_ref().map(LoadTrace::total);
+        if let (Some(trace), Some(total)) = (&load, &total) {
             request = request.with_load(total)?.with_trace(trace)?;
         }
-        if let Some(current) = &current {
-            request = request.with_current(current, MigrationBudget::Unlimited)?;
-        }
+        request = request.with_current(&current, MigrationBudget::Unlimited)?;
         let placement = self.strategy.plan(&request)?;
         let num_ranks = self.current.first().map_or(1, Placement::num_ranks);
         let target: Vec<Placement> = placement
@@ -122,26 +118,93 @@ impl Snapshot {
     /// As many slots on every rank, at least those that are asked for in all.
     fn slots(&self, experts: usize) -> Vec<usize> {
         let ranks = self.active.len().max(1);
-        vec![(experts + self.redundant_experts).div_ceil(ranks); ranks]
+        vec![
+            experts
+                .saturating_add(self.redundant_experts)
+                .div_ceil(ranks);
+            ranks
+        ]
     }
 
-    /// The placement in force on the active ranks, if they hold every expert.
-    fn current_of_active(&self) -> Option<ModelPlacement> {
+    /// The placement in force with the active ranks as the strategy numbers them; those that leave
+    /// come behind, beyond the ranks of the request.
+    fn current_on_active(&self) -> Result<ModelPlacement, PlacementError> {
         let layers = self.current.iter().map(|layer| {
+            let leaving = (0..layer.num_ranks()).map(Rank::new);
+            let leaving = leaving.filter(|rank| !self.active.contains(rank));
+            let held = |rank| {
+                let slots = layer.experts_of(rank).unwrap_or_default().iter();
+                slots.map(|expert| expert.index()).collect()
+            };
             let ranks: Vec<Vec<usize>> = self
                 .active
                 .iter()
-                .map(|&rank| {
-                    let held = layer.experts_of(rank).unwrap_or_default();
-                    held.iter().map(|expert| expert.index()).collect()
-                })
+                .copied()
+                .chain(leaving)
+                .map(held)
                 .collect();
-            Placement::from_ranks(layer.num_logical_experts(), &ranks).ok()
+            Ok(Placement::from_ranks(layer.num_logical_experts(), &ranks)?)
         });
-        ModelPlacement::new(layers.collect::<Option<_>>()?).ok()
+        ModelPlacement::new(layers.collect::<Result<_, PlacementError>>()?)
     }
 }
 
 fn busiest(placement: &Placement, load: &[f64]) -> Result<f64, PlacementError> {
     Ok(rank_loads(placement, load)?.into_iter().fold(0.0, f64::max))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use moekit_placement::typetag;
+
+    use super::*;
+
+    /// Notes the placement in force that it is asked with.
+    #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+    struct Noting {
+        #[serde(skip)]
+        current: Arc<Mutex<Vec<Placement>>>,
+    }
+
+    #[typetag::serde(name = "live-planner-test-noting")]
+    impl PlacementStrategy for Noting {
+        fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
+            let current = request.current().map(|current| current.layers().to_vec());
+            *self.current.lock().unwrap() = current.unwrap_or_default();
+            let (experts, slots) = (request.num_logical_experts(), request.num_slots());
+            let slots = (0..slots).map(|slot| slot % experts).collect();
+            let layer = Placement::new(experts, slots, request.rank_offsets())?;
+            ModelPlacement::new(vec![layer])
+        }
+    }
+
+    #[test]
+    fn a_plan_without_some_ranks_knows_what_the_others_hold() {
+        let strategy = Arc::new(Noting::default());
+        let current = strategy.current.clone();
+        let snapshot = Snapshot {
+            current: vec![Placement::from_ranks(6, &[[0, 1], [2, 3], [4, 5]]).unwrap()],
+            active: vec![Rank::new(0), Rank::new(2)],
+            ..Snapshot::new(&LiveConfig::new(strategy))
+        };
+        let plan = snapshot.plan().unwrap();
+        let expected = Placement::from_ranks(6, &[[0, 1], [4, 5], [2, 3]]).unwrap();
+        assert_eq!(*current.lock().unwrap(), [expected]);
+        let slots = |rank| plan.target[0].experts_of(Rank::new(rank)).unwrap().len();
+        assert_eq!([slots(0), slots(1), slots(2)], [3, 0, 3]);
+    }
+
+    #[test]
+    fn nodes_are_uneven_where_they_do_not_divide_ranks() {
+        let ranks = |num_ranks, nodes| {
+            let topology = topology(num_ranks, nodes).unwrap();
+            let ranks = (0..topology.num_nodes()).map(|n| topology.ranks_of(n).unwrap().len());
+            ranks.collect::<Vec<_>>()
+        };
+        assert_eq!(ranks(3, 2), [2, 1]);
+        assert_eq!(ranks(4, 2), [2, 2]);
+        assert_eq!(ranks(1, 2), [1]);
+    }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Ends {
     pub(crate) absent: BTreeSet<LogicalExpert>,
     pub(crate) target: Placement,
     pub(crate) topology: Topology,
+    /// Whether absent experts are read from the checkpoint; else they stay absent.
+    pub(crate) reads: bool,
 }
 
 /// One commit.
@@ -28,16 +30,23 @@ pub(crate) struct Stage {
 }
 
 /// Plans the stages. Experts that nobody holds are planned as those of one more rank that is
-/// lost, so that they are read from the checkpoint, never sent.
+/// lost, so that they are read from the checkpoint, never sent; or their reserved slots move
+/// without anything in them.
 pub(crate) fn plan(ends: &Ends, staging: usize) -> Result<Vec<Stage>, PlacementError> {
-    if ends.absent.is_empty() {
+    if ends.absent.is_empty() || !ends.reads {
         let planner = MigrationPlanner::new(&ends.topology).with_staging(staging);
         let layer = planner.layer(&ends.current, &ends.target)?;
-        let whole = |plan| Stage {
-            plan,
-            absent: BTreeSet::new(),
+        let without_absent = |mut plan: MigrationStage| {
+            for round in &mut plan.rounds {
+                round.retain(|transfer| !ends.absent.contains(&transfer.expert));
+            }
+            plan.rounds.retain(|round| !round.is_empty());
+            Stage {
+                plan,
+                absent: ends.absent.clone(),
+            }
         };
-        return Ok(layer.stages.into_iter().map(whole).collect());
+        return Ok(layer.stages.into_iter().map(without_absent).collect());
     }
     let ranks = ends.current.num_ranks();
     let topology = Topology::new(ranks + 1)?;
@@ -122,6 +131,7 @@ mod tests {
             absent: experts(&[2, 3]),
             target: Placement::from_ranks(4, &[[3, 0], [2, 1]]).unwrap(),
             topology: Topology::new(2).unwrap(),
+            reads: true,
         };
         for staging in [1, 8] {
             let stages = plan(&ends, staging).unwrap();
@@ -144,6 +154,26 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_keeps_nothing_else_from_moving() {
+        let ends = Ends {
+            current: Placement::from_ranks(4, &[[0, 2], [1, 3]]).unwrap(),
+            absent: experts(&[2, 3]),
+            target: Placement::from_ranks(4, &[vec![3, 0, 1, 2], vec![]]).unwrap(),
+            topology: Topology::new(2).unwrap(),
+            reads: false,
+        };
+        for staging in [1, 8] {
+            let stages = plan(&ends, staging).unwrap();
+            let sent = stages.iter().flat_map(|s| s.plan.transfers());
+            let sent: Vec<_> = sent.map(|t| (t.expert.index(), t.to.index())).collect();
+            assert_eq!(sent, [(1, 0)]);
+            assert!(stages.iter().all(|s| s.plan.reads.is_empty()));
+            assert!(stages.iter().all(|s| s.absent == ends.absent));
+            assert_eq!(stages.last().unwrap().plan.placement, ends.target);
+        }
+    }
+
+    #[test]
     fn restoring_keeps_the_placement() {
         let placement = Placement::from_ranks(3, &[vec![0, 0, 2], vec![1]]).unwrap();
         let ends = Ends {
@@ -151,6 +181,7 @@ mod tests {
             absent: experts(&[2]),
             target: placement.clone(),
             topology: Topology::new(2).unwrap(),
+            reads: true,
         };
         let stages = plan(&ends, 4).unwrap();
         assert_eq!(stages.len(), 1);

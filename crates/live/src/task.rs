@@ -5,6 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError, channel};
 use std::thread;
 
+/// Planners, and reads, that never returned, at most: each holds a thread.
+pub(crate) const MAX_ABANDONED: usize = 8;
+
 /// A closure on a thread of its own. Whoever drops it forgets the thread, which ends by itself.
 #[derive(Debug)]
 pub(crate) struct Task<T> {

@@ -15,6 +15,18 @@ fn number(state: &RebalanceState) -> f64 {
     }
 }
 
+/// Records that other tables are in force, of the generations `[L]`.
+pub(crate) fn tables(rank: Rank, generations: impl Iterator<Item = u64>) {
+    for (layer, generation) in generations.enumerate() {
+        table(&rank.to_string(), layer, generation);
+    }
+}
+
+fn table(rank: &str, layer: usize, generation: u64) {
+    gauge!("moekit_table_generation", "rank" => rank.to_owned(), "layer" => layer.to_string())
+        .set(generation as f64);
+}
+
 /// Records a step of a rank.
 pub(crate) fn step(report: &StepReport, rank: Option<Rank>) {
     let Some(rank) = rank else { return };
@@ -31,10 +43,7 @@ pub(crate) fn step(report: &StepReport, rank: Option<Rank>) {
         match event {
             Event::Committed {
                 layer, generation, ..
-            } => {
-                gauge!("moekit_table_generation", "rank" => rank.clone(), "layer" => layer.to_string())
-                    .set(*generation as f64);
-            }
+            } => table(&rank, *layer, *generation),
             Event::Failed { .. } => {
                 counter!("moekit_rebalance_failures_total", "rank" => rank.clone()).increment(1);
             }

@@ -24,9 +24,7 @@ struct Orders {
 fn steps(model: &Model, live: &mut LiveRank, id: u64, orders: &Orders) -> Seen {
     let mut seen = Seen::default();
     loop {
-        if orders.leave.load(Ordering::SeqCst) & (1 << id) != 0 {
-            live.leave();
-        }
+        live.set_leaving(orders.leave.load(Ordering::SeqCst) & (1 << id) != 0);
         let step = model
             .step(live, id, true)
             .and_then(|unserved| Ok((unserved, live.end_step()?)));
@@ -140,7 +138,7 @@ fn the_first_rank_may_leave_while_another_comes() {
         let second = spawn(&model, &config, world.enter(), &orders);
         drive(&model, &mut live, &mut seen, |live, _| spread_over(live, 2));
         let third = spawn(&model, &config, world.enter(), &orders);
-        live.leave();
+        live.set_leaving(true);
         let left = |_: &LiveRank, seen: &Seen| seen.events.last() == Some(&Event::Left);
         drive(&model, &mut live, &mut seen, left);
         assert!(live.rank().is_none());

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use common::faulty::{Fault, FaultyMember, Plan};
-use common::{Model, Rotate, Seen, rotating, run, watched};
+use common::faulty::{EXCHANGES_PER_STEP, Fault, Plan, RANKS, bereaved, with_fault};
+use common::{Model, Rotate, Seen, failures, rotating, watched};
 use moekit_fused_moe::Reduction;
 use moekit_live::{Event, LiveConfig, LiveError, LiveRank};
 use moekit_parallel::ThreadWorld;
@@ -16,34 +16,6 @@ use moekit_placement::{
     ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
 };
 use serde::{Deserialize, Serialize};
-
-const RANKS: usize = 3;
-
-/// Ranks of which member `who` has a fault; `None` for one that died of it.
-fn with_fault(
-    model: &Model,
-    config: &LiveConfig,
-    steps: u64,
-    who: u64,
-    plan: Option<Plan>,
-) -> Vec<Option<Seen>> {
-    let world = ThreadWorld::new(RANKS);
-    let threads: Vec<_> = (0..RANKS)
-        .map(|_| {
-            let (model, config, member) = (model.clone(), config.clone(), world.enter());
-            thread::spawn(move || {
-                let id = member.id();
-                let member = FaultyMember::new(member, plan.filter(|_| id == who));
-                let live = model.start(member, RANKS, config).unwrap();
-                run(&model, live, id, steps, true)
-            })
-        })
-        .collect();
-    threads.into_iter().map(|t| t.join().ok()).collect()
-}
-
-/// Dispatch and combine of two layers, and the exchange between steps.
-const EXCHANGES_PER_STEP: u64 = 5;
 
 /// A rank dies before or after every single exchange of the first steps: in dispatch, in combine,
 /// in every round of a migration, before and after every commit. Every output of the survivors is
@@ -285,36 +257,8 @@ fn planners_that_fail_are_reported_and_asked_again() {
     });
 }
 
-/// A rank of two whose other half has gone, with all that it held.
-fn bereaved(model: &Model, config: &LiveConfig) -> LiveRank {
-    let world = ThreadWorld::new(2);
-    let (stays, leaves) = (world.enter(), world.enter());
-    let gone = {
-        let (model, config) = (model.clone(), config.clone());
-        thread::spawn(move || {
-            let mut live = model.start(leaves, 2, config).unwrap();
-            model.step(&live, 1, true).unwrap();
-            live.end_step().unwrap();
-            // Leaves without notice.
-        })
-    };
-    let mut live = model.start(stays, 2, config.clone()).unwrap();
-    model.step(&live, 0, true).unwrap();
-    live.end_step().unwrap();
-    gone.join().unwrap();
-    live.step_fails(model);
-    live
-}
-
 fn absent(live: &LiveRank) -> usize {
     live.absent(0).len() + live.absent(1).len()
-}
-
-fn failures(events: Vec<Event>) -> impl Iterator<Item = String> {
-    events.into_iter().filter_map(|event| match event {
-        Event::Failed { reason } => Some(reason),
-        _ => None,
-    })
 }
 
 #[test]
@@ -324,7 +268,7 @@ fn a_shard_that_vanishes_is_reported_until_it_is_back() {
         let config = LiveConfig::new(Arc::new(Rotate { by: 1 }))
             .with_retry(4)
             .with_synchronous(true);
-        let mut live = bereaved(&model, &config);
+        let (mut live, _) = bereaved(&model, &config);
         model.source.gone.store(true, Ordering::Relaxed);
         live.recover().unwrap();
         assert_eq!(absent(&live), 6);
@@ -357,7 +301,7 @@ fn a_read_that_never_returns_is_given_up_and_tried_again() {
         let config = LiveConfig::new(Arc::new(Rotate { by: 1 }))
             .with_retry(3)
             .with_deadline(200);
-        let mut live = bereaved(&model, &config);
+        let (mut live, _) = bereaved(&model, &config);
         model.source.stuck.store(true, Ordering::Relaxed);
         live.recover().unwrap();
         let mut reasons = Vec::new();
@@ -375,21 +319,6 @@ fn a_read_that_never_returns_is_given_up_and_tried_again() {
         }
         assert_eq!(model.step(&live, 0, true).unwrap(), 0);
     });
-}
-
-trait StepFails {
-    fn step_fails(&mut self, model: &Model);
-}
-
-impl StepFails for LiveRank {
-    /// The group has ended, and every call says so.
-    fn step_fails(&mut self, model: &Model) {
-        let error = model
-            .step(self, 0, true)
-            .and_then(|_| self.end_step().map(|_| 0));
-        let error = error.unwrap_err();
-        assert!(error.ends_group(), "{error}");
-    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::ExpertSource;
 use crate::error::chain;
 use crate::expert::{ExpertId, prepared};
 use crate::layer::{LayerParts, NextLayer, build};
-use crate::task::Task;
+use crate::task::{MAX_ABANDONED, Task};
 
 /// An expert for a stage.
 type Arrived = (usize, LogicalExpert, Arc<PreparedExpert>);
@@ -120,8 +120,18 @@ impl Assembly {
             if self.to_read.is_empty() {
                 return Ok(());
             }
+            let left_behind = Arc::strong_count(here.reads) - 1;
+            if left_behind >= MAX_ABANDONED {
+                return Err(format!(
+                    "{left_behind} reads of experts have not returned, no other is started"
+                ));
+            }
             let (experts, source) = (std::mem::take(&mut self.to_read), here.source.clone());
-            let read = move || read(&experts, source.as_ref());
+            let running = here.reads.clone();
+            let read = move || {
+                let _running = running;
+                read(&experts, source.as_ref())
+            };
             self.reading = Some(Task::spawn("reading experts", here.step, read)?);
         }
     }

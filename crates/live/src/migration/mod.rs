@@ -32,6 +32,8 @@ pub(crate) struct Here<'a> {
     pub(crate) topology: &'a Topology,
     pub(crate) dispatcher: &'a Arc<dyn TokenDispatcher>,
     pub(crate) source: &'a Arc<dyn ExpertSource>,
+    /// Held by every read that runs.
+    pub(crate) reads: &'a Arc<()>,
 }
 
 /// A layer that may be swapped in.
@@ -218,6 +220,8 @@ fn planning(
             absent: live.absent.clone(),
             target: target.clone(),
             topology: here.topology.clone(),
+            // A plan moves what there is; experts are read into the slots reserved for them.
+            reads: current.routing_table().placement() == target,
         };
         let bytes = here.expert_bytes.get(layer).copied().unwrap_or(0).max(1);
         let budget = here.config.staging_bytes;

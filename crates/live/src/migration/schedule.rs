@@ -228,6 +228,7 @@ mod tests {
             absent: BTreeSet::new(),
             target: Placement::from_ranks(6, &[[3, 4, 5], [0, 1, 2]]).unwrap(),
             topology: Topology::new(2).unwrap(),
+            reads: true,
         };
         let layers = expert_bytes.into_iter().enumerate();
         let stages = layers.flat_map(|(layer, expert_bytes)| {

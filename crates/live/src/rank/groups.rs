@@ -1,12 +1,13 @@
 //! How a rank gets from group to group.
 
 use super::LiveRank;
-use crate::LiveError;
 use crate::error::chain;
 use crate::form::{InGroup, form};
+use crate::layer::LiveLayer;
 use crate::leader::Leader;
 use crate::load::LoadWatcher;
 use crate::state::{Event, RebalanceState, StepReport};
+use crate::{LiveError, telemetry};
 
 impl LiveRank {
     /// Goes on in another group, or leaves if this rank wants to and holds nothing.
@@ -53,7 +54,7 @@ impl LiveRank {
                 &mut self.layers,
                 &self.initial,
                 self.source.as_ref(),
-                self.step,
+                self.entered.then_some(self.step),
             );
             match result {
                 Ok(formed) => break formed,
@@ -66,6 +67,7 @@ impl LiveRank {
         };
         self.check_staging(&formed.group)?;
         self.step = formed.step;
+        self.entered = true;
         let experts = self
             .layers
             .first()
@@ -81,6 +83,8 @@ impl LiveRank {
             self.leader = Some(leader);
         }
         self.leaving_ranks = vec![false; shape[2]];
+        let generations = self.layers.iter().map(LiveLayer::generation);
+        telemetry::tables(formed.group.rank(), generations);
         self.group = Some(formed.group);
         if self.layers.iter().any(|layer| !layer.absent.is_empty()) {
             self.restore();

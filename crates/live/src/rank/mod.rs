@@ -18,13 +18,17 @@ use crate::migration::Migration;
 use crate::state::{Event, RebalanceState, StepReport};
 use crate::{ExpertSource, LiveConfig, LiveError};
 
+/// How often the same members try the same step before they give up.
+const MAX_ATTEMPTS: u32 = 3;
+
 /// One rank of a live group: its layers, and its part in keeping them balanced.
 ///
 /// All ranks do the same: forward passes of the layers in the same order, then
 /// [`end_step`](Self::end_step), again and again, with tokens or without. After an error that
 /// [ends the group](LiveError::ends_group), those that are left [`recover`](Self::recover) and go on
-/// with the step that [`step`](Self::step) names: a step whose forward passes have all returned is
-/// not repeated.
+/// with the step that [`step`](Self::step) names: the first of which the forward passes have not all
+/// returned on all of them. A rank on which they have may get the outputs of that step twice, never
+/// not at all.
 #[derive(Debug)]
 pub struct LiveRank {
     membership: Option<Box<dyn Membership>>,
@@ -34,6 +38,12 @@ pub struct LiveRank {
     initial: ModelPlacement,
     group: Option<InGroup>,
     step: u64,
+    /// Whether it has been in a group.
+    entered: bool,
+    /// The step and the members with which the rank went on after the last error, and how often in
+    /// a row.
+    resumed: (u64, Vec<u64>),
+    attempts: u32,
     watching: bool,
     leaving: bool,
     state: RebalanceState,
@@ -44,6 +54,8 @@ pub struct LiveRank {
     abandoned_planners: usize,
     /// Which ranks said that they want to leave, in the last step.
     leaving_ranks: Vec<bool>,
+    /// Held by every read of experts that runs, those that were given up included.
+    reads: Arc<()>,
 }
 
 impl LiveRank {
@@ -83,6 +95,9 @@ impl LiveRank {
             initial,
             group: None,
             step: 0,
+            entered: false,
+            resumed: (0, Vec::new()),
+            attempts: 0,
             watching: true,
             leaving: false,
             state: RebalanceState::Idle,
@@ -91,6 +106,7 @@ impl LiveRank {
             leader: None,
             abandoned_planners: 0,
             leaving_ranks: Vec::new(),
+            reads: Arc::default(),
         };
         rank.enter()?;
         Ok(rank)
@@ -154,10 +170,11 @@ impl LiveRank {
         self.watching = watching;
     }
 
-    /// Asks to leave: the group moves this rank's experts elsewhere and lets it go, which
-    /// [`Event::Left`] tells. Until then it goes on as before.
-    pub fn leave(&mut self) {
-        self.leaving = true;
+    /// Asks to leave, or to stay after all. The group moves the experts of a rank that is to leave
+    /// elsewhere and lets it go, which [`Event::Left`] tells. Until then it goes on as before, and
+    /// may change its mind.
+    pub fn set_leaving(&mut self, leaving: bool) {
+        self.leaving = leaving;
     }
 
     /// What the rebalancer does.
@@ -216,9 +233,19 @@ impl LiveRank {
     ///
     /// # Errors
     ///
-    /// If there can be no other group.
+    /// If there can be no other group; [`LiveError::NoProgress`] if the same members have failed at
+    /// the same step again and again.
     pub fn recover(&mut self) -> Result<Event, LiveError> {
         self.enter()?;
+        let resumed = (self.step, self.members().to_vec());
+        let again = std::mem::replace(&mut self.resumed, resumed) == self.resumed;
+        self.attempts = if again { self.attempts + 1 } else { 1 };
+        if self.attempts > MAX_ATTEMPTS {
+            return Err(LiveError::NoProgress {
+                step: self.step,
+                attempts: self.attempts,
+            });
+        }
         Ok(self.regrouped())
     }
 }

@@ -129,6 +129,7 @@ impl LiveRank {
             topology: &group.topology,
             dispatcher: &group.dispatcher,
             source: &self.source,
+            reads: &self.reads,
         })
     }
 
@@ -305,6 +306,9 @@ impl LiveRank {
                 && old.num_logical_experts() == new.num_logical_experts()
         };
         if next.len() != current.len() || !current.iter().zip(next).all(fits) {
+            if let Some(leader) = &mut self.leader {
+                leader.migration_ended(true);
+            }
             let reason = "the plan has other layers, experts or ranks than the group".to_owned();
             return self.fail(reason, report);
         }

@@ -3,12 +3,21 @@
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
-use moekit_live::{Group, Membership};
+use moekit_live::{Group, LiveConfig, LiveRank, Membership};
 use moekit_parallel::{
-    Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp, ThreadMember,
+    Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp, ThreadMember, ThreadWorld,
 };
 use moekit_routing::Rank;
+
+use super::{Model, Seen, run};
+
+/// Ranks of a group with a fault.
+pub const RANKS: usize = 3;
+
+/// Dispatch and combine of two layers, and the exchange between steps.
+pub const EXCHANGES_PER_STEP: u64 = 5;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,6 +26,8 @@ pub enum Fault {
     DieBefore,
     /// The thread dies after the exchange, before it does anything with what it got.
     DieAfter,
+    /// The call fails after the exchange, on this rank alone.
+    FailAfter,
     /// The message to a rank loses its last bytes.
     Cut { to: usize, bytes: usize },
     /// A byte of the message to a rank changes, counted from its end.
@@ -103,10 +114,14 @@ impl<C: Communicator> Communicator for Faulty<C> {
             _ => {}
         }
         let blocks = self.inner.all_to_all_v(bytes.into(), &counts);
-        if fault.is_some_and(|plan| plan.fault == Fault::DieAfter) {
-            resume_unwind(Box::new("killed"));
+        match fault.map(|plan| plan.fault) {
+            Some(Fault::DieAfter) => resume_unwind(Box::new("killed")),
+            Some(Fault::FailAfter) => Err(CommError::PeerFailed {
+                rank: self.rank(),
+                message: "what arrived was lost".to_owned(),
+            }),
+            _ => blocks,
         }
-        blocks
     }
 
     fn all_gather_v(&self, send: Buffer) -> Result<Blocks, CommError> {
@@ -137,4 +152,53 @@ impl<C: Communicator> Communicator for Faulty<C> {
     fn abort(&self, message: &str) -> CommError {
         self.inner.abort(message)
     }
+}
+
+/// Ranks of which member `who` has a fault; `None` for one that died of it.
+pub fn with_fault(
+    model: &Model,
+    config: &LiveConfig,
+    steps: u64,
+    who: u64,
+    plan: Option<Plan>,
+) -> Vec<Option<Seen>> {
+    let world = ThreadWorld::new(RANKS);
+    let threads: Vec<_> = (0..RANKS)
+        .map(|_| {
+            let (model, config, member) = (model.clone(), config.clone(), world.enter());
+            thread::spawn(move || {
+                let id = member.id();
+                let member = FaultyMember::new(member, plan.filter(|_| id == who));
+                let live = model.start(member, RANKS, config).unwrap();
+                run(&model, live, id, steps, true)
+            })
+        })
+        .collect();
+    threads.into_iter().map(|t| t.join().ok()).collect()
+}
+
+/// A rank of two whose other half has gone, with all that it held; its group has ended. With the
+/// world, so that others may come.
+pub fn bereaved(model: &Model, config: &LiveConfig) -> (LiveRank, ThreadWorld) {
+    let world = ThreadWorld::new(2);
+    let (stays, leaves) = (world.enter(), world.enter());
+    let gone = {
+        let (model, config) = (model.clone(), config.clone());
+        thread::spawn(move || {
+            let mut live = model.start(leaves, 2, config).unwrap();
+            model.step(&live, 1, true).unwrap();
+            live.end_step().unwrap();
+            // Leaves without notice.
+        })
+    };
+    let mut live = model.start(stays, 2, config.clone()).unwrap();
+    model.step(&live, 0, true).unwrap();
+    live.end_step().unwrap();
+    gone.join().unwrap();
+    let error = model
+        .step(&live, 0, true)
+        .and_then(|_| live.end_step().map(|_| 0));
+    let error = error.unwrap_err();
+    assert!(error.ends_group(), "{error}");
+    (live, world)
 }

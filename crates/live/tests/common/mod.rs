@@ -94,6 +94,7 @@ pub struct Model {
 #[derive(Debug, Default)]
 pub struct Shard {
     experts: Vec<Vec<Arc<ExpertMlp>>>,
+    /// Whether reads fail.
     pub gone: AtomicBool,
     /// Whether reads never return.
     pub stuck: AtomicBool,
@@ -326,13 +327,23 @@ impl Seen {
     }
 }
 
-/// Runs steps until `steps` are done, or the rank has left, and recovers from errors on the way.
+/// Runs steps until `steps` are done, or the rank has left, and recovers from errors on the way. No
+/// step is without its outputs.
 pub fn run(model: &Model, mut live: LiveRank, member: u64, steps: u64, exact: bool) -> Seen {
     let mut seen = Seen::default();
+    let mut without = live.step()..steps;
     while live.step() < steps {
-        let step = model
-            .step(&live, member, exact)
-            .and_then(|unserved| Ok((unserved, live.end_step()?)));
+        let number = live.step();
+        let outputs = model.step(&live, member, exact);
+        assert!(
+            number <= without.start,
+            "step {} has no outputs",
+            without.start
+        );
+        if outputs.is_ok() && number == without.start {
+            without.next();
+        }
+        let step = outputs.and_then(|unserved| Ok((unserved, live.end_step()?)));
         match step {
             Ok((unserved, report)) => {
                 seen.unserved += unserved;
@@ -349,7 +360,16 @@ pub fn run(model: &Model, mut live: LiveRank, member: u64, steps: u64, exact: bo
             return seen;
         }
     }
+    assert!(without.is_empty(), "steps {without:?} have no outputs");
     seen.placements = live.placements();
     seen.absent = (0..model.parts.len()).map(|l| live.absent(l).len()).sum();
     seen
+}
+
+/// The reasons of what failed.
+pub fn failures(events: Vec<Event>) -> impl Iterator<Item = String> {
+    events.into_iter().filter_map(|event| match event {
+        Event::Failed { reason } => Some(reason),
+        _ => None,
+    })
 }

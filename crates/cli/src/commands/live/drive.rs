@@ -142,12 +142,8 @@ fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Res
         if ranks > 1 && setup.is_lost(next, rank) {
             return Ok(());
         }
-        if setup
-            .wanted_ranks(next)
-            .is_some_and(|wanted| rank >= wanted)
-        {
-            live.leave();
-        }
+        let wanted = setup.wanted_ranks(next);
+        live.set_leaving(wanted.is_some_and(|wanted| rank >= wanted));
         match step(setup, &mut live, &scripts, (rank, ranks)) {
             Ok(report) => {
                 let left = report.report.events.contains(&Event::Left);

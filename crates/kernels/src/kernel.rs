@@ -4,6 +4,9 @@ use crate::experts::Workspaces;
 use crate::team::Team;
 use crate::{Isa, KernelError};
 
+/// More than machines have cores.
+const MOST_THREADS: usize = 4096;
+
 /// Runs the kernels of this crate, on the threads and the instruction set that it was given.
 ///
 /// On one instruction set results do not depend on the number of threads, nor on which rows share
@@ -27,11 +30,11 @@ impl CpuKernel {
     ///
     /// # Errors
     ///
-    /// If `threads` is 0 or the system does not give that many.
+    /// If `threads` is 0, more than 4096, or the system does not give that many.
     pub fn with_threads(threads: usize) -> Result<Self, KernelError> {
         let error = |message: String| KernelError::Threads { threads, message };
-        if threads == 0 {
-            return Err(error("at least 1 is needed".to_owned()));
+        if !(1..=MOST_THREADS).contains(&threads) {
+            return Err(error(format!("expected 1 to {MOST_THREADS}")));
         }
         let team = Team::new(threads).map_err(|e| error(e.to_string()))?;
         Ok(Self {

@@ -12,7 +12,8 @@ use crate::KernelError;
 
 /// Where parts of an arena begin: the bytes of a cache line, and of the widest vector.
 pub(crate) const ALIGN: usize = 64;
-const PAGE: usize = 4096;
+/// The largest pages of systems without huge ones: advice on parts of pages reaches others.
+const PAGE: usize = 64 << 10;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Zeroed memory from the system, in huge pages where it has them: 10 to 14 % more bandwidth than

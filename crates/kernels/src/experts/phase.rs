@@ -85,21 +85,23 @@ impl Phase {
         }
     }
 
-    /// Does tasks until none is left, then waits for those of other threads: after it, everything
-    /// that the step has written can be read. `work` gets a task and the one that probably comes after it.
+    /// Does tasks until none is left, then waits for those of other threads. Tells whether all are
+    /// done: everything that the step has written can be read then, but not if a thread failed.
+    /// `work` gets a task and the one that probably comes after it.
+    #[must_use]
     pub(super) fn run(
         &self,
         member: usize,
         failed: &AtomicBool,
         mut work: impl FnMut(Task, Option<Task>),
-    ) {
+    ) -> bool {
         while let Some(task) = self.claim(member) {
             work(task, self.next(member));
             self.done.0.fetch_add(1, Ordering::Release);
         }
-        wait(None, || {
-            self.done.0.load(Ordering::Acquire) >= self.len() || failed.load(Ordering::Relaxed)
-        });
+        let all_done = || self.done.0.load(Ordering::Acquire) >= self.len();
+        wait(None, || all_done() || failed.load(Ordering::Relaxed));
+        all_done()
     }
 }
 
@@ -132,9 +134,9 @@ mod tests {
                 let (phases, failed, log) = (&phases, &failed, &log);
                 scope.spawn(move || {
                     for (step, phase) in phases.iter().enumerate() {
-                        phase.run(member, failed, |task, _| {
+                        assert!(phase.run(member, failed, |task, _| {
                             log.lock().unwrap().push((step, task));
-                        });
+                        }));
                     }
                 });
             }
@@ -156,11 +158,11 @@ mod tests {
         let result = thread::scope(|scope| {
             let failing = scope.spawn(|| {
                 let _guard = FailOnPanic(&failed);
-                phase.run(0, &failed, |_, _| panic!("on purpose"));
+                let _done = phase.run(0, &failed, |_, _| panic!("on purpose"));
             });
             failing.join()
         });
         assert!(result.is_err());
-        phase.run(0, &failed, |_, _| {});
+        assert!(!phase.run(0, &failed, |_, _| {}), "a task was never done");
     }
 }

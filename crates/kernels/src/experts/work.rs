@@ -104,20 +104,24 @@ impl<'a> Work<'a> {
     pub(super) fn run(&self, scratch: &mut Scratch<'_>) {
         let _guard = FailOnPanic(&self.failed);
         let (failed, member) = (&self.failed, scratch.member);
-        self.w13.run(member, failed, |task, next| {
+        let done = self.w13.run(member, failed, |task, next| {
             let next = match next {
                 Some(next) => Some(self.w13_panels(next)),
                 None => self.w2.next(member).map(|next| self.w2_panels(next)),
             };
             self.w13(scratch, task, next.and_then(|panels| panels[0]));
         });
-        self.quantize
-            .run(member, failed, |task, _| self.quantize(scratch, task));
-        self.w2.run(member, failed, |task, next| {
-            let next = next.and_then(|task| self.w2_panels(task)[0]);
-            self.w2(scratch, task, next);
-        });
-        self.sum.run(member, failed, |task, _| self.sum(task.index));
+        let done = done
+            && self
+                .quantize
+                .run(member, failed, |task, _| self.quantize(scratch, task));
+        let done = done
+            && self.w2.run(member, failed, |task, next| {
+                let next = next.and_then(|task| self.w2_panels(task)[0]);
+                self.w2(scratch, task, next);
+            });
+        // Otherwise the call ends with the panic of another thread.
+        let _done = done && self.sum.run(member, failed, |task, _| self.sum(task.index));
     }
 
     fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {

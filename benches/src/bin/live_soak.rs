@@ -2,7 +2,8 @@
 //! that of one rank, bit by bit:
 //! `cargo run --release -p moekit-benches --bin live_soak -- [SECONDS] [SEED]` (600 and 0).
 //!
-//! Prints what happened as JSON; fails if an output was wrong, a member failed or nothing moved.
+//! Prints what happened as JSON; fails if an output was wrong, a member failed, nothing moved or no
+//! step came to its end for a minute.
 
 #![allow(
     clippy::unwrap_used,
@@ -39,6 +40,9 @@ const WIDTH: usize = 32;
 const RANKS: usize = 4;
 /// Steps from one change of the group to the next.
 const CHANGE: u64 = 400;
+/// How long nothing may happen; far beyond what a step takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(200);
 
 /// Another permutation for every placement in force.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
@@ -274,6 +278,15 @@ impl Soak {
     }
 }
 
+/// Ends the process with an error if nothing has happened for too long: threads that hang are not
+/// waited for.
+fn give_up_after(since: Instant, what: &str) {
+    if since.elapsed() > PATIENCE {
+        eprintln!("{what} in the last {} s", PATIENCE.as_secs());
+        std::process::exit(1);
+    }
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut next = |default: u64| {
@@ -291,23 +304,24 @@ fn main() {
         })
         .collect();
     let start = Instant::now();
-    let mut moved = 0;
+    let (mut last, mut since) = (0, Instant::now());
     while start.elapsed() < Duration::from_secs(seconds) {
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(POLL);
         let steps = soak.counts.steps.load(Ordering::Relaxed);
-        if start.elapsed() > Duration::from_secs(60) && steps == moved {
-            eprintln!("no step in the last 200 ms after step {steps}");
+        if steps != last {
+            (last, since) = (steps, Instant::now());
         }
-        moved = steps;
+        give_up_after(since, &format!("no step after step {steps}"));
     }
     // Members that are stopped on their way into a group may well panic; that is no finding.
     let panics = soak.counts.panics.load(Ordering::Relaxed);
     soak.stop.store(true, Ordering::Relaxed);
-    let first = members.into_iter().next();
-    assert!(
-        first.is_some_and(|member| member.join().is_ok()),
-        "member 0 failed"
-    );
+    let (first, since) = (members.into_iter().next().unwrap(), Instant::now());
+    while !first.is_finished() {
+        give_up_after(since, "member 0 does not end");
+        thread::sleep(POLL);
+    }
+    assert!(first.join().is_ok(), "member 0 failed");
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let counts = &soak.counts;
     let report = serde_json::json!({

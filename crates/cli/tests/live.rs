@@ -7,13 +7,28 @@ use std::process::Command;
 use assert_cmd::prelude::*;
 use serde_json::Value;
 
-fn live(arguments: &[&str]) -> Command {
+fn command(tokens: &str) -> Command {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/checkpoints");
     let mut command = Command::cargo_bin("moekit").unwrap();
     command.arg("live").arg(fixtures.join("qwen3_moe-bf16"));
-    command.args(["--tokens", "16", "--threads", "1", "--json"]);
+    command.args(["--tokens", tokens, "--threads", "1", "--json"]);
+    command
+}
+
+fn live(arguments: &[&str]) -> Command {
+    let mut command = command("16");
     command.args(arguments);
     command
+}
+
+/// What the command says that it does not do.
+fn refused(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    // Lines are wrapped wherever they are too long.
+    let words = text.split_whitespace().filter(|word| *word != "│");
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The steps and the summary.
@@ -80,29 +95,104 @@ fn the_group_grows_and_loses_a_rank() {
         "1",
     ]);
     assert_eq!(summary["wrong_outputs"], 0, "{summary}");
+    let regrouped = |step: &&Value| step["events"].to_string().contains("regrouped");
+    let regrouped: Vec<_> = steps.iter().filter(regrouped).collect();
+    // The members of the first group and of the newcomers are 0, 1 and 2.
+    assert_eq!(regrouped.last().unwrap()["step"], 45, "the loss is shown");
+    let loss = regrouped.last().unwrap()["events"].to_string();
+    assert!(loss.contains(r#""members":[0,2]"#), "{loss}");
+    let numbers: Vec<u64> = steps.iter().map(|s| s["step"].as_u64().unwrap()).collect();
+    assert_eq!(
+        numbers,
+        (1..=80).collect::<Vec<_>>(),
+        "each step once, in order"
+    );
     let ranks: Vec<u64> = steps.iter().map(|s| s["ranks"].as_u64().unwrap()).collect();
     assert_eq!((ranks[0], ranks[79]), (1, 2), "{ranks:?}");
     assert!(ranks.contains(&3), "{ranks:?}");
 }
 
+/// Rank 0 is lost when the group is to shrink: the survivors have other numbers than those that were
+/// to leave.
+#[test]
+fn a_group_that_shrinks_and_loses_its_first_rank_has_the_wanted_size() {
+    for (resize, wanted) in [("5:1", 1), ("5:2,20:3", 3)] {
+        let (steps, _) = lines(&[
+            "--ranks",
+            "3",
+            "--strategy",
+            "eplb",
+            "--steps",
+            "120",
+            "--rebalance",
+            "off",
+            "--resize",
+            resize,
+            "--lose",
+            "5:0",
+            "--synchronous",
+        ]);
+        assert_eq!(steps.len(), 120);
+        assert_eq!(steps[119]["ranks"], wanted, "{resize}");
+    }
+}
+
+#[test]
+fn an_error_that_repeats_ends_the_run() {
+    let text = refused(live(&["--ranks", "2"]).env("MOEKIT_ISA", "foo"));
+    assert!(text.contains("foo"), "{text}");
+}
+
+#[test]
+fn a_loss_that_does_not_happen_is_told() {
+    // The group has one rank until the newcomers are in, which they cannot be at once.
+    let arguments = [
+        "--ranks", "1", "--steps", "9", "--resize", "2:2", "--lose", "2:1",
+    ];
+    let text = refused(&mut live(&arguments));
+    assert!(text.contains("--lose 2:1"), "{text}");
+}
+
+#[test]
+fn the_help_tells_the_ranks_of_a_live_run() {
+    let output = live(&["--help"]).unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("Ranks of the EP group [default: 4]"),
+        "{text}"
+    );
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
+    let most = u64::MAX.to_string();
     for (arguments, message) in [
-        (&["--rebalance", "sometimes"][..], "interval=STEPS"),
-        (&["--resize", "5"][..], "STEP:NUMBER"),
-        (&["--staging-bytes", "10"][..], "staging budget of 10 bytes"),
-        (&["--profile", "flat"][..], "flat"),
-        (&["--strategy", "wishful"][..], "wishful"),
+        (&["--check", "0"][..], "`--check 0`"),
+        (&["--lose", "2:9"], "ranks 0..4"),
+        (&["--resize", "2:99999999999"], "1 to 1024 ranks"),
+        (&["--ranks", "5000"], "`--ranks 5000`: 1 to 1024"),
+        (&["--redundant", &most], "slots"),
+        (&["--rebalance", "below=2"], "must be in (0, 1]"),
+        (
+            &["--rebalance", "cusum=nan:1"],
+            "slack of the change detector",
+        ),
+        (&["--rebalance", "pays=1:1e-9:1e400"], "finite"),
+        (&["--rebalance", "sometimes"], "interval=STEPS"),
+        (&["--resize", "5"], "STEP:NUMBER"),
+        (&["--staging-bytes", "10"], "staging budget of 10 bytes"),
+        (&["--profile", "flat"], "flat"),
+        (&["--strategy", "wishful"], "wishful"),
     ] {
-        let output = live(arguments).output().unwrap();
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success());
-        // Lines are wrapped wherever they are too long.
-        let text = text
-            .split_whitespace()
-            .filter(|word| *word != "│")
-            .collect::<Vec<_>>()
-            .join(" ");
+        let text = refused(&mut live(arguments));
         assert!(text.contains(message), "{text}");
+    }
+}
+
+#[test]
+fn more_tokens_than_there_is_room_for_are_refused() {
+    for tokens in ["18446744073709551615", "1000000000000", "0"] {
+        let text = refused(&mut command(tokens));
+        assert!(text.contains(&format!("--tokens {tokens}")), "{text}");
     }
 }

@@ -77,70 +77,39 @@ pub(crate) fn form(
         step,
         layers: layers.iter().map(inventory).collect(),
     };
-    let all: Vec<Inventory> = gather(comm.as_ref(), &own)?;
-    check(&all, layers)?;
+    let inventories: Vec<Inventory> = gather(comm.as_ref(), &own)?;
+    check(&inventories, layers)?;
     let num_ranks = comm.size();
-    let topology = topology(num_ranks, config.nodes)?;
-    let dispatcher: Arc<dyn TokenDispatcher> = match num_ranks {
-        1 => Arc::new(Local),
-        _ => Arc::new(EpDispatcher::new(comm.clone())),
-    };
-    let first = all
-        .iter()
-        .all(|i| i.layers.iter().all(|l| l.held.is_empty()));
+    let first = inventories.iter().all(Inventory::holds_nothing);
     if first && initial.num_ranks() != num_ranks {
         return Err(LiveError::Config(format!(
             "the first placement is for {} ranks, the group has {num_ranks}",
             initial.num_ranks()
         )));
     }
+    let entering = Entering {
+        topology: topology(num_ranks, config.nodes)?,
+        dispatcher: match num_ranks {
+            1 => Arc::new(Local),
+            _ => Arc::new(EpDispatcher::new(comm.clone())),
+        },
+        comm: comm.as_ref(),
+        config,
+        inventories: &inventories,
+        first,
+    };
     let mut expert_bytes = Vec::with_capacity(layers.len());
     for (l, layer) in layers.iter_mut().enumerate() {
-        let of_layer =
-            |i: &'_ Inventory| -> (u64, u64) { (i.layers[l].generation, i.layers[l].expert_bytes) };
-        let generation = all.iter().map(|i| of_layer(i).0).max().unwrap_or(0);
-        let generation = if first { 0 } else { generation + 1 };
-        let (placement, absent) = if first {
-            (initial.layers()[l].clone(), BTreeSet::new())
-        } else {
-            placement_of(&all, l, &initial.layers()[l])?
-        };
-        let table = RoutingTable::new(
-            placement,
-            topology.clone(),
-            layer.parts.num_fused_shared(),
-            generation,
-        )?;
-        let weights = if first {
-            let read = read(l, &table, comm.rank(), source);
-            agree(comm.as_ref(), read)?
-        } else {
-            layer.held().into_iter().collect()
-        };
-        let largest_here = largest(weights.values());
-        let largest_anywhere = all.iter().map(|i| of_layer(i).1).max().unwrap_or(0);
-        expert_bytes.push(largest_here.max(largest_anywhere));
-        let next = NextLayer {
-            table: Arc::new(table),
-            weights,
-            absent: absent.clone(),
-            dispatcher: dispatcher.clone(),
-            selector: config.selector.clone(),
-        };
-        let next = build(&layer.parts, layer.current().as_deref(), &next)?;
-        layer.commit(Arc::new(next), absent);
+        expert_bytes.push(entering.layer(l, layer, &initial.layers()[l], source)?);
     }
     if first {
         let all: Vec<Vec<u64>> = gather(comm.as_ref(), &expert_bytes)?;
         for (l, bytes) in expert_bytes.iter_mut().enumerate() {
-            *bytes = all
-                .iter()
-                .filter_map(|rank| rank.get(l))
-                .copied()
-                .max()
-                .unwrap_or(0);
+            let of_ranks = all.iter().filter_map(|rank| rank.get(l));
+            *bytes = of_ranks.copied().max().unwrap_or(0);
         }
     }
+    let (topology, dispatcher) = (entering.topology, entering.dispatcher);
     Ok(Formed {
         group: InGroup {
             comm,
@@ -151,9 +120,71 @@ pub(crate) fn form(
         },
         // A forward pass may have failed on one rank when it was through on the others: all go back
         // to it, so that no step is without its outputs.
-        step: all.iter().filter_map(|i| i.step).min().unwrap_or(0),
+        step: inventories.iter().filter_map(|i| i.step).min().unwrap_or(0),
         first,
     })
+}
+
+/// What the layers are made of when a group is entered.
+struct Entering<'a> {
+    comm: &'a dyn Communicator,
+    topology: Topology,
+    dispatcher: Arc<dyn TokenDispatcher>,
+    config: &'a LiveConfig,
+    /// Of all ranks.
+    inventories: &'a [Inventory],
+    /// Whether nobody holds anything: the first placement is read.
+    first: bool,
+}
+
+impl Entering<'_> {
+    /// Puts a layer into force whose table says what the ranks hold.
+    ///
+    /// # Returns
+    ///
+    /// Bytes of the largest expert, as far as this rank can know.
+    fn layer(
+        &self,
+        l: usize,
+        layer: &mut LiveLayer,
+        initial: &Placement,
+        source: &dyn ExpertSource,
+    ) -> Result<u64, LiveError> {
+        let held = self.inventories.iter().map(|i| &i.layers[l]);
+        let (generation, placement, absent) = if self.first {
+            (0, initial.clone(), BTreeSet::new())
+        } else {
+            let generation = held.clone().map(|h| h.generation).max().unwrap_or(0);
+            let (placement, absent) = placement_of(self.inventories, l, initial)?;
+            (generation + 1, placement, absent)
+        };
+        let shared = layer.parts.num_fused_shared();
+        let table = RoutingTable::new(placement, self.topology.clone(), shared, generation)?;
+        let weights = if self.first {
+            let read = read(l, &table, self.comm.rank(), source);
+            agree(self.comm, read)?
+        } else {
+            layer.held().into_iter().collect()
+        };
+        let largest_anywhere = held.map(|h| h.expert_bytes).max().unwrap_or(0);
+        let expert_bytes = largest(weights.values()).max(largest_anywhere);
+        let next = NextLayer {
+            table: Arc::new(table),
+            weights,
+            absent: absent.clone(),
+            dispatcher: self.dispatcher.clone(),
+            selector: self.config.selector.clone(),
+        };
+        let next = build(&layer.parts, layer.current().as_deref(), &next)?;
+        layer.commit(Arc::new(next), absent);
+        Ok(expert_bytes)
+    }
+}
+
+impl Inventory {
+    fn holds_nothing(&self) -> bool {
+        self.layers.iter().all(|layer| layer.held.is_empty())
+    }
 }
 
 fn inventory(layer: &LiveLayer) -> LayerInventory {

@@ -79,6 +79,8 @@ fn an_error_that_repeats_is_not_tried_for_ever() {
                         };
                         let error = live.forward(0, tokens, ForwardOptions::new()).unwrap_err();
                         assert!(error.ends_group(), "{error}");
+                        let cause = format!("{}", HIDDEN - 1);
+                        assert!(error.to_string().contains(&cause), "{error}");
                         if let Err(error) = live.recover() {
                             return error;
                         }

@@ -129,7 +129,12 @@ impl LiveRank {
         options: ForwardOptions,
     ) -> Result<LiveOutput, LiveError> {
         let current = self.layer(layer)?;
-        let output = forward(layer, &current, hidden, options)?;
+        let output = forward(layer, &current, hidden, options).inspect_err(|error| {
+            // The others are to hear why.
+            if let Some(group) = &self.group {
+                group.comm.abort(&chain(error));
+            }
+        })?;
         if let Some(watcher) = self.watcher.as_ref().filter(|_| self.watching) {
             let table = current.routing_table();
             let (load, ids) = (&output.inner.load, &output.inner.physical_ids);

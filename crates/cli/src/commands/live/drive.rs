@@ -48,6 +48,15 @@ pub(super) struct Change {
     pub(super) what: What,
 }
 
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.what {
+            What::Ranks(ranks) => write!(f, "--resize {}:{ranks}", self.step),
+            What::Lose(rank) => write!(f, "--lose {}:{rank}", self.step),
+        }
+    }
+}
+
 /// What changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
@@ -136,6 +145,8 @@ fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Res
     let source = Arc::new(setup.experts.clone());
     let (initial, config) = (setup.initial.clone(), setup.config.clone());
     let mut live = LiveRank::start(member, parts, source, initial, config)?;
+    // What happened between steps, for the next report.
+    let mut news = Vec::new();
     while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
         let (rank, ranks) = (live.rank().map_or(0, Rank::index), live.members().len());
         let next = live.step() + 1;
@@ -144,27 +155,41 @@ fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Res
         }
         let wanted = setup.wanted_ranks(next);
         live.set_leaving(wanted.is_some_and(|wanted| rank >= wanted));
-        match step(setup, &mut live, &scripts, (rank, ranks)) {
-            Ok(report) => {
-                let left = report.report.events.contains(&Event::Left);
-                messages.send(Message::Step(Box::new(report))).ok();
-                if left {
-                    return Ok(());
+        let passes = step(setup, &live, &scripts, (rank, ranks));
+        let ended = passes.and_then(|mut report| {
+            let ended = live.end_step();
+            match &ended {
+                Ok(ended) => {
+                    report.report.clone_from(ended);
+                    report.recovered = !news.is_empty();
+                    report.report.events.splice(0..0, news.drain(..));
                 }
+                // Its outputs are there, whatever comes of the group.
+                Err(_) => report.report.step = next,
             }
+            messages.send(Message::Step(Box::new(report))).ok();
+            ended
+        });
+        match ended {
+            Ok(ended) if ended.events.contains(&Event::Left) => return Ok(()),
+            Ok(_) => {}
             Err(_) if setup.stop.load(Ordering::Relaxed) => return Ok(()),
-            Err(error) if error.ends_group() => {
-                live.recover()?;
-            }
+            Err(error) if error.ends_group() => match live.recover() {
+                Ok(event) => news.push(event),
+                // What went wrong every time says more.
+                Err(LiveError::NoProgress { .. }) => return Err(error),
+                Err(other) => return Err(other),
+            },
             Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
+/// The forward passes of a step.
 fn step(
     setup: &Setup,
-    live: &mut LiveRank,
+    live: &LiveRank,
     scripts: &[Arc<Scripted>],
     (rank, ranks): (usize, usize),
 ) -> Result<RankStep, LiveError> {
@@ -172,7 +197,9 @@ fn step(
     let mut report = RankStep {
         rank,
         ranks,
+        generation: 0,
         report: Default::default(),
+        recovered: false,
         forward: Duration::ZERO,
         unserved: 0,
         wrong: 0,
@@ -186,6 +213,7 @@ fn step(
         let output = live.forward(layer, rows.clone(), ForwardOptions::new())?;
         report.forward += start.elapsed();
         report.unserved += output.unserved.len();
+        report.generation += output.generation;
         outputs.push((rows, ids, output));
     }
     if let (Some(reference), Some(every)) = (&setup.reference, setup.check)
@@ -197,7 +225,6 @@ fn step(
             report.wrong += reference.compare(layer, rows, ids, &output, exact)?;
         }
     }
-    report.report = live.end_step()?;
     Ok(report)
 }
 

@@ -1,5 +1,6 @@
 //! `moekit live`: the MoE layers of a checkpoint under a drifting stream, rebalanced as it flows.
 
+mod changes;
 mod dashboard;
 mod drive;
 #[cfg(feature = "prometheus")]
@@ -7,6 +8,7 @@ mod prometheus;
 mod rebalance;
 mod record;
 mod stream;
+mod verdict;
 
 use std::io::IsTerminal;
 #[cfg(feature = "prometheus")]
@@ -30,15 +32,17 @@ use moekit::quant::{MoeLayerSpec, QuantBackend, TensorSource, backend_for};
 use moekit::routing::ReplicaSelector;
 use serde::{Deserialize, Serialize};
 
+use self::changes::MOST_RANKS;
 use self::dashboard::Dashboard;
-use self::drive::{Change, Message, Setup, What, run_rank};
+use self::drive::{Change, Message, Setup, run_rank};
 use self::rebalance::Rebalance;
 use self::record::{Recorder, Step, Summary};
 use self::stream::Stream;
+use self::verdict::verdict;
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::print_line;
-use crate::planning::GroupOptions;
+use crate::planning::{GroupOptions, MOST_TOKENS};
 
 /// How often the dashboard is drawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -62,6 +66,7 @@ pub(crate) struct Live {
 
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
+#[command(mut_arg("ranks", |ranks| ranks.help("Ranks of the EP group [default: 4]")))]
 struct LiveOptions {
     #[command(flatten)]
     #[serde(flatten)]
@@ -157,16 +162,38 @@ impl Live {
         let summary = watch(&setup, ranks, show, options.check.is_some())?;
         if options.json || !std::io::stdout().is_terminal() {
             let text = serde_json::to_string(&serde_json::json!({ "summary": summary }));
-            print_line(&text.unwrap_or_default())
+            print_line(&text.unwrap_or_default())?;
         } else {
-            print_line(&summary.lines())
+            print_line(&summary.lines())?;
         }
+        let stopped = setup.stop.load(Ordering::Relaxed);
+        verdict(&summary, &setup.changes, (!stopped).then_some(setup.steps))
     }
 }
 
 impl LiveOptions {
     fn ranks(&self) -> usize {
         self.group.ranks.unwrap_or(4)
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps.unwrap_or(200)
+    }
+
+    /// Refuses what would take more than there is, or mean nothing.
+    fn check_limits(&self) -> Result<()> {
+        for (flag, got, most) in [
+            ("tokens", self.tokens.unwrap_or(1), MOST_TOKENS),
+            ("ranks", self.ranks(), MOST_RANKS),
+        ] {
+            if got == 0 || got > most {
+                return Err(CliError::usage(format!("`--{flag} {got}`: 1 to {most}")));
+            }
+        }
+        match self.check {
+            Some(0) => Err(CliError::usage("`--check 0`: every 1st step is the most")),
+            _ => Ok(()),
+        }
     }
 
     fn profile(&self) -> &str {
@@ -178,13 +205,15 @@ impl LiveOptions {
     }
 
     fn setup(&self, path: &std::path::Path) -> Result<Setup> {
+        self.check_limits()?;
+        let changes = self.changes()?;
         let checkpoint = Checkpoint::open(path)?;
         let specs = checkpoint.model()?.layers;
         let first = specs
             .first()
             .ok_or_else(|| CliError::usage("the checkpoint has no MoE layers"))?;
         let tokens = self.tokens.unwrap_or(256);
-        let steps = self.steps.unwrap_or(200);
+        let steps = self.steps();
         let routed = (tokens * first.top_k) as u64;
         let profile: Profile = self.profile().parse()?;
         let seed = self.seed.unwrap_or(0);
@@ -218,7 +247,7 @@ impl LiveOptions {
             stream,
             config: self.config(strategy)?,
             steps,
-            changes: self.changes()?,
+            changes,
             taken: Mutex::default(),
             stop: AtomicBool::new(false),
             check: self.check,
@@ -242,7 +271,7 @@ impl LiveOptions {
         }
         .topology()?;
         let experts = specs.first().map_or(0, |spec| spec.num_experts);
-        let slots = experts + self.group.redundant.unwrap_or(0);
+        let slots = experts.saturating_add(self.group.redundant.unwrap_or(0));
         let even = vec![slots.div_ceil(self.ranks()); self.ranks()];
         let request = PlacementRequest::new(specs.len(), experts, &topology)?;
         Ok(strategy.plan(&request.with_slots_per_rank(even)?)?)
@@ -266,27 +295,8 @@ impl LiveOptions {
     }
 
     fn changes(&self) -> Result<Vec<Change>> {
-        let mut changes = Vec::new();
-        for (flag, list) in [("resize", &self.resize), ("lose", &self.lose)] {
-            for part in list.iter().flat_map(|list| list.split(',')) {
-                let wrong = || {
-                    CliError::usage(format!(
-                        "`--{flag}`: `{part}` is not STEP:NUMBER, e.g. 50:3"
-                    ))
-                };
-                let (step, number) = part.split_once(':').ok_or_else(wrong)?;
-                let step = step.trim().parse().map_err(|_| wrong())?;
-                let number = number.trim().parse().map_err(|_| wrong())?;
-                let what = match flag {
-                    "resize" if number == 0 => return Err(wrong()),
-                    "resize" => What::Ranks(number),
-                    _ => What::Lose(number),
-                };
-                changes.push(Change { step, what });
-            }
-        }
-        changes.sort_by_key(|change| change.step);
-        Ok(changes)
+        let (resize, lose) = (self.resize.as_deref(), self.lose.as_deref());
+        changes::parse(resize, lose, self.ranks(), self.steps())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a live run tells, step by step and in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use moekit::live::{Event, StepReport};
@@ -11,7 +11,12 @@ use serde::Serialize;
 pub(super) struct RankStep {
     pub(super) rank: usize,
     pub(super) ranks: usize,
+    /// Sum of the generations of the layers' tables: the same on all ranks, and higher in every later
+    /// group.
+    pub(super) generation: u64,
     pub(super) report: StepReport,
+    /// Whether the group before had failed.
+    pub(super) recovered: bool,
     /// All layers' forward passes.
     pub(super) forward: Duration,
     pub(super) unserved: usize,
@@ -41,6 +46,8 @@ pub(super) struct Step {
     pub(super) events: Vec<Event>,
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) unserved: usize,
+    #[serde(skip)]
+    recovered: bool,
     #[serde(skip)]
     wrong: usize,
     #[serde(skip)]
@@ -75,12 +82,17 @@ pub(super) struct Summary {
     pub(super) wrong_outputs: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) compared_outputs: Option<usize>,
+    /// Steps that were repeated by a group after one that had failed.
+    #[serde(skip)]
+    pub(super) recovered_in: BTreeSet<u64>,
 }
 
 /// Puts the ranks' reports together, and keeps what the summary needs.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     open: BTreeMap<u64, Vec<RankStep>>,
+    /// The last step that is complete.
+    closed: u64,
     fit: Fit,
     steps: Vec<Step>,
     check: bool,
@@ -94,14 +106,24 @@ impl Recorder {
         }
     }
 
-    /// Takes in a report; the steps that are complete by it, or that can no longer become so.
+    /// Takes in a report; the steps that are complete by it, or that can no longer become so. Each
+    /// step comes once: reports that are late for it are dropped, as are those of a group that did not
+    /// come to its end.
     pub(super) fn push(&mut self, report: RankStep) -> Vec<Step> {
         let (step, ranks) = (report.report.step, report.ranks);
+        if step <= self.closed {
+            return Vec::new();
+        }
         let reports = self.open.entry(step).or_default();
+        if reports.iter().any(|r| r.generation > report.generation) {
+            return Vec::new();
+        }
+        reports.retain(|r| r.generation == report.generation);
         reports.push(report);
         if reports.len() < ranks {
             return Vec::new();
         }
+        self.closed = step;
         let later = self.open.split_off(&(step + 1));
         let done = std::mem::replace(&mut self.open, later);
         let done: Vec<Step> = done
@@ -121,6 +143,7 @@ impl Recorder {
             step.between_ms = step.between_ms.max(ms(rank.report.work));
             step.sent_bytes += rank.report.sent_bytes;
             step.unserved += rank.unserved;
+            step.recovered |= rank.recovered;
             step.wrong += rank.wrong;
             step.compared += rank.compared;
             step.step = rank.report.step;
@@ -162,6 +185,7 @@ impl Recorder {
         });
         let errors: Vec<f64> = errors.collect();
         let events = self.steps.iter().flat_map(|s| &s.events);
+        let recovered = self.steps.iter().filter(|s| s.recovered);
         let mut summary = Summary {
             steps: self.steps.last().map_or(0, |s| s.step),
             mean_balancedness: mean(&balance),
@@ -173,6 +197,7 @@ impl Recorder {
             median_pause_idle_ms: median(pauses(false)),
             median_pause_moving_ms: median(pauses(true)),
             prediction_error: mean(&errors),
+            recovered_in: recovered.map(|s| s.step).collect(),
             wrong_outputs: self.check.then(|| self.steps.iter().map(|s| s.wrong).sum()),
             compared_outputs: self
                 .check
@@ -276,6 +301,42 @@ impl Fit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn report(step: u64, rank: usize, [generation, ranks]: [u64; 2]) -> RankStep {
+        let mut report = StepReport::default();
+        report.step = step;
+        RankStep {
+            rank,
+            ranks: ranks as usize,
+            generation,
+            report,
+            recovered: false,
+            forward: Duration::ZERO,
+            unserved: 0,
+            wrong: 0,
+            compared: 1,
+        }
+    }
+
+    #[test]
+    fn a_step_comes_once_with_the_reports_of_the_group_that_ended_it() {
+        let mut recorder = Recorder::new(true);
+        let mut push = |step, rank, group| {
+            let steps = recorder.push(report(step, rank, group)).into_iter();
+            steps.map(|s| (s.step, s.compared)).collect::<Vec<_>>()
+        };
+        let (three, two) = ([0, 3], [1, 2]);
+        assert_eq!(push(1, 0, three), []);
+        assert_eq!(push(1, 1, three), []);
+        assert_eq!(push(2, 0, three), []);
+        // Step 2 is repeated by those that are left, and step 1 can no longer become complete.
+        assert_eq!(push(2, 1, two), []);
+        assert_eq!(push(2, 1, three), [], "of a group that is no more");
+        assert_eq!(push(2, 0, two), [(1, 2), (2, 2)]);
+        assert_eq!(push(1, 2, three), [], "late");
+        assert_eq!(push(2, 2, three), [], "late");
+        assert_eq!(push(3, 0, [2, 1]), [(3, 1)]);
+    }
 
     #[test]
     fn a_line_is_found() {

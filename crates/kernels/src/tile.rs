@@ -59,21 +59,43 @@ pub(crate) struct Tile {
 /// What is read after this: its cache lines are asked for along the way.
 #[derive(Clone, Copy)]
 pub(crate) struct Prefetch {
-    pub(crate) at: *const u8,
-    /// Lines per [`UNROLL`] steps.
-    pub(crate) lines: usize,
+    /// Where the next bytes of each panel lie, or any address.
+    at: [*const u8; 2],
+    /// Lines of each panel per [`UNROLL`] steps.
+    lines: usize,
+    /// Steps since the last lines, times `lines`.
+    due: usize,
 }
 
 impl Prefetch {
     pub(crate) const NONE: Self = Self {
-        at: std::ptr::null(),
+        at: [std::ptr::null(); 2],
         lines: 0,
+        due: 0,
     };
 
-    /// `bytes` from `at` on, spread over some steps.
-    pub(crate) fn over(at: *const u8, bytes: usize, steps: usize) -> Self {
+    /// `bytes` from each address on, spread over some steps.
+    pub(crate) fn over(at: [*const u8; 2], bytes: usize, steps: usize) -> Self {
         let lines = bytes.div_ceil(64).div_ceil((steps / UNROLL).max(1));
-        Self { at, lines }
+        Self { at, lines, due: 0 }
+    }
+
+    /// Asks for the lines that are due after some more steps over so many panels.
+    ///
+    /// # Safety
+    ///
+    /// The machine has the instructions of `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn advance<S: Simd, const PANELS: usize>(&mut self, steps: usize) {
+        self.due += steps * self.lines;
+        while self.due >= UNROLL {
+            for at in &mut self.at[..PANELS] {
+                // SAFETY: the caller's promise; any address may be asked for.
+                unsafe { S::prefetch(*at) };
+                *at = at.wrapping_add(64);
+            }
+            self.due -= UNROLL;
+        }
     }
 }
 
@@ -126,7 +148,7 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
                     *sum = S::load(tile.sums.add(row * SUMS + panel * LANES));
                 }
             }
-            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.prefetch.at);
+            let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
             let mut left = tile.steps;
             while left > 0 {
                 let steps = left.min(UNROLL);
@@ -138,10 +160,7 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
                     }
                     a = a.add(D::UNITS * ROWS);
                 }
-                for _ in 0..tile.prefetch.lines {
-                    S::prefetch(next);
-                    next = next.wrapping_add(64);
-                }
+                prefetch.advance::<S, PANELS>(UNROLL);
             }
             for (panel, sums) in sums.into_iter().enumerate() {
                 for (row, sum) in sums.into_iter().enumerate() {

@@ -109,7 +109,7 @@ impl<'a> Work<'a> {
                 Some(next) => Some(self.w13_panels(next)),
                 None => self.w2.next(member).map(|next| self.w2_panels(next)),
             };
-            self.w13(scratch, task, next.and_then(|panels| panels[0]));
+            self.w13(scratch, task, next.unwrap_or_default());
         });
         let done = done
             && self
@@ -117,8 +117,8 @@ impl<'a> Work<'a> {
                 .run(member, failed, |task, _| self.quantize(scratch, task));
         let done = done
             && self.w2.run(member, failed, |task, next| {
-                let next = next.and_then(|task| self.w2_panels(task)[0]);
-                self.w2(scratch, task, next);
+                let next = next.map(|next| self.w2_panels(next));
+                self.w2(scratch, task, next.unwrap_or_default());
             });
         // Otherwise the call ends with the panic of another thread.
         let _done = done && self.sum.run(member, failed, |task, _| self.sum(task.index));
@@ -144,7 +144,7 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of gate and up, and the activation.
-    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Panel<'_, '_>>) {
+    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, '_>) {
         let (chunk, mlp, tiles) = self.chunk(task);
         if scratch.packed_part != Some(task.part) {
             self.pack(scratch, chunk, mlp, tiles);
@@ -291,7 +291,7 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of w2.
-    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Option<Panel<'_, '_>>) {
+    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, '_>) {
         let (chunk, mlp, tiles) = self.chunk(task);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
@@ -374,10 +374,11 @@ impl<'a> Work<'a> {
         tiles: Tiles,
         sums: &mut [f32],
         block: &mut [f32],
-        next: Option<Panel<'_, '_>>,
+        next: Panels<'_, '_>,
     ) {
         sums.fill(0.0);
-        let next = next.map_or(ptr::null(), |(linear, panel)| linear.panel(panel).as_ptr());
+        let start = |(linear, panel): Panel<'_, '_>| linear.panel(panel).as_ptr();
+        let next = next.map(|panel| panel.map_or(ptr::null(), start));
         if let [Some(first), Some(second)] = parts
             && let Some(direct) = self.together(first, second, tiles)
         {
@@ -387,7 +388,7 @@ impl<'a> Work<'a> {
             let Some(part) = part else { continue };
             let sums = &mut sums[i * LANES..];
             let next = match parts.get(i + 1) {
-                Some(Some(second)) => second.linear.panel(second.panel).as_ptr(),
+                Some(Some(second)) => [start((second.linear, second.panel)), ptr::null()],
                 _ => next,
             };
             match part.linear.direct {
@@ -420,7 +421,7 @@ impl<'a> Work<'a> {
         tiles: Tiles,
         sums: &mut [f32],
         block: &mut [f32],
-        next: *const u8,
+        next: [*const u8; 2],
     ) {
         let part = parts[0];
         let panel = |i: usize| parts.get(i).map_or(&[][..], |p| p.linear.panel(p.panel));
@@ -431,23 +432,28 @@ impl<'a> Work<'a> {
             "a panel holds all steps"
         );
         // Where few rows share a panel, memory alone is the limit, and what the processor fetches
-        // ahead by itself comes faster than what it is asked for.
+        // ahead by itself comes faster than what it is asked for. Codes of less than a byte are
+        // read too slowly for it.
         let few = self.job.isa.max_rows_of_two();
-        let is_asked_for = tiles.iter().any(|(_, rows)| rows > few);
+        let is_asked_for =
+            direct.bytes < direct.features * LANES || tiles.iter().any(|(_, rows)| rows > few);
         for start in (0..steps).step_by(direct.steps) {
             let steps_here = direct.steps.min(steps - start);
             let offset = start * direct.bytes;
             let bytes = steps_here * direct.bytes;
             let after = match start + steps_here < steps {
-                true => panel(0).as_ptr().wrapping_add(offset + bytes),
+                true => [0, 1].map(|i| panel(i).as_ptr().wrapping_add(offset + bytes)),
                 false => next,
             };
             let scaling = self.scaling(direct, parts, start, steps_here, block);
             let share = bytes.div_ceil(tiles.len());
             for (tile, (first, rows)) in tiles.iter().enumerate() {
                 let input = &part.input[first * units..][..rows * units];
-                let prefetch = match is_asked_for && !after.is_null() {
-                    true => Prefetch::over(after.wrapping_add(tile * share), share, steps_here),
+                let prefetch = match is_asked_for && !after[0].is_null() {
+                    true => {
+                        let after = after.map(|after| after.wrapping_add(tile * share));
+                        Prefetch::over(after, share, steps_here)
+                    }
                     false => Prefetch::NONE,
                 };
                 let tile = Tile {

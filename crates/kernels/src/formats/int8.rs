@@ -128,15 +128,12 @@ impl<const ROWS: usize, const PANELS: usize> Op for Shaped<Multiply<'_>, ROWS, P
                     *sum = S::splat(f32::from_bits(*extra.add(ROWS + row)));
                 }
             }
-            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.prefetch.at);
+            let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
             for _ in 0..tile.steps / UNROLL {
                 for _ in 0..UNROLL {
                     step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
                 }
-                for _ in 0..tile.prefetch.lines {
-                    S::prefetch(next);
-                    next = next.wrapping_add(64);
-                }
+                prefetch.advance::<S, PANELS>(UNROLL);
             }
             for _ in 0..tile.steps % UNROLL {
                 step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use super::floats;
 use crate::Isa;
 use crate::simd::{LANES, Op, Simd};
-use crate::tile::{SUMS, Tile, UNROLL};
+use crate::tile::{SUMS, Tile};
 
 /// How codes become bf16: four input features at a time.
 pub(super) trait Codes {
@@ -155,7 +155,7 @@ impl<C: Codes, A: Arithmetic, const ROWS: usize, const PANELS: usize> Op
             group,
         } = tile.scaling;
         let (mut a, mut b) = (tile.a, tile.b);
-        let (mut next, mut due) = (tile.prefetch.at, 0);
+        let mut prefetch = tile.prefetch;
         let (mut left, mut steps) = (tile.steps, first.min(tile.steps));
         // SAFETY: the caller of `multiply` has promised what pointers hold; each step moves on by
         // what it has read, each group by its scales.
@@ -178,12 +178,7 @@ impl<C: Codes, A: Arithmetic, const ROWS: usize, const PANELS: usize> Op
                     scales[panel] = scales[panel].add(LANES);
                     above[panel] = above[panel].wrapping_add(LANES);
                 }
-                due += steps * tile.prefetch.lines;
-                while due >= UNROLL {
-                    S::prefetch(next);
-                    next = next.wrapping_add(64);
-                    due -= UNROLL;
-                }
+                prefetch.advance::<S, PANELS>(steps);
                 left -= steps;
                 steps = group.min(left);
             }

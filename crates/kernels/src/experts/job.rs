@@ -10,7 +10,7 @@ use super::work::Work;
 use crate::batch::{ExpertBatch, Grouped};
 use crate::check::check_experts;
 use crate::error::{KernelError, area};
-use crate::formats::SCALES;
+use crate::formats::{DECODED, SCALES};
 use crate::rows::Rows;
 use crate::simd::LANES;
 use crate::tile::SUMS;
@@ -86,7 +86,7 @@ impl<'a> Job<'a> {
             packed: area("packed inputs", rows, packed)?,
             sums: rows * SUMS,
             block: (BLOCK * LANES)
-                .max(4 * SCALES)
+                .max(4 * SCALES + DECODED)
                 .max(most(|mlp| 2 * mlp.down.features)),
         };
         area("intermediate activations", grouped.len(), units)?;

@@ -20,6 +20,10 @@ impl Tiles {
         }
     }
 
+    pub(super) fn rows(self) -> usize {
+        self.rows
+    }
+
     pub(super) fn len(self) -> usize {
         self.count
     }

@@ -1,6 +1,7 @@
 //! How each linear of a call is multiplied.
 
 use std::ops::Range;
+use std::ptr;
 
 use moekit_quant::ActivationQuant;
 
@@ -71,7 +72,8 @@ impl<'a> LinearPlan<'a> {
     }
 
     /// Writes the scales of the groups that some features of a panel lie in, and what is added to
-    /// nibbles: `[groups, 32]` each.
+    /// nibbles: `[groups, 32]` each. After those of the last features, the scales of panel `next`
+    /// are read.
     pub(super) fn decode_scales(
         &self,
         isa: Isa,
@@ -79,12 +81,18 @@ impl<'a> LinearPlan<'a> {
         features: &Range<usize>,
         scales: &mut [f32],
         above: &mut [u32],
+        next: *const u8,
     ) {
         if let WeightView::Prepared(matrix) = self.weight
             && let Some(grouping) = self.direct.and_then(|d| d.grouping)
         {
             let (layout, panel) = (matrix.layout(), matrix.panel(panel));
-            layout.decode_scales(isa, panel, grouping, features, scales);
+            let next = if features.end < self.features {
+                ptr::null()
+            } else {
+                next
+            };
+            layout.decode_scales(isa, panel, grouping, features, scales, next);
             layout.decode_zero_points(panel, grouping, features, above);
         }
     }

@@ -15,7 +15,7 @@ use super::pack::{Row, Tiles, pack_row};
 use super::phase::{FailOnPanic, Phase, Task};
 use super::plan::{BLOCK, LinearPlan, MlpPlan};
 use crate::batch::RouterWeight;
-use crate::formats::{Direct, Input, Quantize, SCALES, Scaling, int8_units};
+use crate::formats::{DECODED, DIRECT_ROWS, Direct, Input, Quantize, SCALES, Scaling, int8_units};
 use crate::rows::Rows;
 use crate::simd::LANES;
 use crate::tile::{Prefetch, SUMS, Tile};
@@ -407,9 +407,8 @@ impl<'a> Work<'a> {
         let same = ptr::fn_addr_eq(a.tile, b.tile)
             && a.grouping == b.grouping
             && ptr::eq(first.input, second.input);
-        let fits = tiles
-            .iter()
-            .all(|(_, rows)| rows <= self.job.isa.max_rows_of_two());
+        let most = a.rows_of_two.min(self.job.isa.max_rows_of_two());
+        let fits = tiles.iter().all(|(_, rows)| rows <= most);
         (same && fits).then_some(a)
     }
 
@@ -431,12 +430,14 @@ impl<'a> Work<'a> {
             (0..parts.len()).all(|i| panel(i).len() >= steps * direct.bytes),
             "a panel holds all steps"
         );
+        let decoded = direct.decoded.filter(|_| tiles.rows() > DIRECT_ROWS);
+        let (block, kept) = block.split_at_mut(4 * SCALES);
+        assert!(decoded.is_none() || parts.len() == 1 && kept.len() >= DECODED);
+        let kept: *mut u8 = kept.as_mut_ptr().cast();
         // Where few rows share a panel, memory alone is the limit, and what the processor fetches
-        // ahead by itself comes faster than what it is asked for. Codes of less than a byte are
-        // read too slowly for it.
+        // ahead by itself comes faster than what it is asked for, unless decoding slows it down.
         let few = self.job.isa.max_rows_of_two();
-        let is_asked_for =
-            direct.bytes < direct.features * LANES || tiles.iter().any(|(_, rows)| rows > few);
+        let is_asked_for = direct.decoded.is_some() || tiles.iter().any(|(_, rows)| rows > few);
         for start in (0..steps).step_by(direct.steps) {
             let steps_here = direct.steps.min(steps - start);
             let offset = start * direct.bytes;
@@ -445,7 +446,7 @@ impl<'a> Work<'a> {
                 true => [0, 1].map(|i| panel(i).as_ptr().wrapping_add(offset + bytes)),
                 false => next,
             };
-            let scaling = self.scaling(direct, parts, start, steps_here, block);
+            let scaling = self.scaling(direct, parts, start, steps_here, block, next);
             let share = bytes.div_ceil(tiles.len());
             for (tile, (first, rows)) in tiles.iter().enumerate() {
                 let input = &part.input[first * units..][..rows * units];
@@ -468,8 +469,19 @@ impl<'a> Work<'a> {
                 };
                 // SAFETY: the instruction set is an available one. The input of the tile holds
                 // `units` for each row, the panels all steps (both asserted), and sums `SUMS` for
-                // each row of the chunk; the scaling is that of these steps of these panels.
-                unsafe { (direct.tile)(self.job.isa, &tile) };
+                // each row of the chunk; the scaling is that of these steps of these panels. The
+                // first tile writes what the others read, for which there is room.
+                unsafe {
+                    let isa = self.job.isa;
+                    match decoded {
+                        None => (direct.tile)(isa, &tile),
+                        Some(decoded) if first == 0 => (decoded.first)(isa, &tile, kept),
+                        Some(decoded) => {
+                            let b = [kept.cast_const(), ptr::null()];
+                            (decoded.tile)(isa, &Tile { b, ..tile });
+                        }
+                    }
+                }
             }
         }
     }
@@ -482,6 +494,7 @@ impl<'a> Work<'a> {
         start: usize,
         steps: usize,
         block: &mut [f32],
+        next: [*const u8; 2],
     ) -> Scaling {
         let Some(grouping) = direct.grouping else {
             return Scaling::NONE;
@@ -502,7 +515,7 @@ impl<'a> Work<'a> {
             let above = bytemuck::cast_slice_mut(above);
             let isa = self.job.isa;
             part.linear
-                .decode_scales(isa, part.panel, &features, scales, above);
+                .decode_scales(isa, part.panel, &features, scales, above, next[i]);
             scaling.scales[i] = scales.as_ptr();
             scaling.above[i] = above.as_ptr();
         }

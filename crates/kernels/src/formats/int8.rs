@@ -105,8 +105,9 @@ impl Op for Quantize<'_> {
 /// As [`crate::tile::multiply`]; [`EXTRA`] units of all rows follow those of the steps, and the
 /// scaling has the scales of one group.
 pub(super) unsafe fn multiply(isa: Isa, tile: &Tile) {
+    let op = Multiply(tile);
     // SAFETY: the caller's promise.
-    unsafe { by_shape!(isa, tile, Multiply(tile)) }
+    unsafe { by_shape!(isa, (tile.panels, tile.rows), op, 1 2 3 4 5 6 7 8 9 10 11 12, 1 2 3 4 5 6) }
 }
 
 struct Multiply<'a>(&'a Tile);

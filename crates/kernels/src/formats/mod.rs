@@ -14,15 +14,16 @@ use moekit_quant::{ActivationQuant, CodeFormat};
 
 pub(crate) use self::int8::{Quantize, units as int8_units};
 pub(crate) use self::scaled::Scaling;
-use self::scaled::{Arithmetic, Narrow, Wide};
+use self::scaled::{Arithmetic, Codes, Narrow, Wide};
 use crate::Isa;
 use crate::prepared::{Grouping, PreparedMatrix};
-use crate::tile::{Dot, TileFn, multiply};
+use crate::tile::{Dot, Tile, TileFn, multiply};
 
 /// Bytes of a panel that all rows are multiplied by before the next ones: a part of the
 /// second-level cache.
 const PANEL_BLOCK: usize = 128 << 10;
-/// Features of a panel whose scales are decoded at a time.
+/// Features of a panel whose scales are decoded at a time, and codes if they are decoded once. A
+/// group that reaches across has a sum on either side, so that all loops have the same blocks.
 const SCALED_BLOCK: usize = 1024;
 /// The fewest features of a group; smaller ones are widened first.
 const MIN_GROUP: usize = 16;
@@ -65,7 +66,26 @@ pub(crate) struct Direct {
     pub(crate) steps: usize,
     /// The groups whose scales a tile needs.
     pub(crate) grouping: Option<Grouping>,
+    /// Most rows of a tile of two panels, if there are not fewer on the instruction set.
+    pub(crate) rows_of_two: usize,
+    /// Another way, for many rows: to decode steps of a panel once.
+    pub(crate) decoded: Option<Decoded>,
 }
+
+/// The loops for rows of more than one tile: codes become bf16 once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decoded {
+    /// That of the first tile: writes the steps of its one panel, [`DECODED`] values at most.
+    pub(crate) first: unsafe fn(Isa, &Tile, *mut u8),
+    /// That of the others, over what the first one has written.
+    pub(crate) tile: TileFn,
+}
+
+/// Most rows that panels are multiplied with out of their codes; for more, decoding once is
+/// faster.
+pub(crate) const DIRECT_ROWS: usize = scaled::ROWS;
+/// Values of 4 bytes that a block takes as bf16.
+pub(crate) const DECODED: usize = SCALED_BLOCK * crate::simd::LANES / 2;
 
 impl Direct {
     fn new<D: Dot>() -> Self {
@@ -76,21 +96,31 @@ impl Direct {
             bytes: D::BYTES,
             steps: (PANEL_BLOCK / D::BYTES).max(1),
             grouping: None,
+            rows_of_two: usize::MAX,
+            decoded: None,
         }
     }
 
-    fn scaled<C: scaled::Codes>(input: Input, grouping: Grouping) -> Self {
-        let narrow = input == Input::Bf16;
+    fn scaled<C: Codes>(input: Input, grouping: Grouping) -> Self {
+        match input {
+            Input::Bf16 => Self::scaled_by::<C, Narrow>(grouping),
+            Input::F32 | Input::Int8 => Self::scaled_by::<C, Wide>(grouping),
+        }
+    }
+
+    fn scaled_by<C: Codes, A: Arithmetic>(grouping: Grouping) -> Self {
         Self {
-            tile: match narrow {
-                true => scaled::multiply::<C, Narrow>,
-                false => scaled::multiply::<C, Wide>,
-            },
+            tile: scaled::multiply::<C, A>,
             features: scaled::FEATURES,
-            units: if narrow { Narrow::UNITS } else { Wide::UNITS },
+            units: A::UNITS,
             bytes: C::BYTES,
             steps: SCALED_BLOCK / scaled::FEATURES,
             grouping: Some(grouping),
+            rows_of_two: scaled::ROWS_OF_TWO,
+            decoded: Some(Decoded {
+                first: scaled::multiply_and_keep::<C, A>,
+                tile: scaled::multiply_decoded::<A>,
+            }),
         }
     }
 
@@ -145,6 +175,8 @@ pub(crate) fn direct(matrix: &PreparedMatrix, input: Input, isa: Isa) -> Option<
             // The sums of a row are integers until all products are in them.
             steps: usize::MAX,
             grouping: Some(grouping),
+            rows_of_two: usize::MAX,
+            decoded: None,
         });
     }
     if grouping.group < MIN_GROUP && !grouping.is_one() {

@@ -76,8 +76,13 @@ impl Grid {
         if self.shared { 1 } else { LANES }
     }
 
+    /// Bytes of the scales of a group.
+    pub(super) fn bytes_of_group(self) -> usize {
+        self.per_group() * self.format.bytes()
+    }
+
     fn bytes(&self, cols: usize) -> usize {
-        self.groups(cols) * self.per_group() * self.format.bytes()
+        self.groups(cols) * self.bytes_of_group()
     }
 
     /// Calls `apply(features, scales of the 32 columns)` for each group that has some of them.

@@ -59,6 +59,11 @@ impl Layout {
 
     /// Writes the scales, that of the whole matrix included, of the groups that some features lie
     /// in: `[groups, 32]`.
+    ///
+    /// # Arguments
+    ///
+    /// - `next` - the panel whose scales are read after these, null if it is the same one: as many
+    ///   bytes are asked for meanwhile.
     pub(crate) fn decode_scales(
         &self,
         isa: Isa,
@@ -66,14 +71,22 @@ impl Layout {
         grouping: Grouping,
         features: &Range<usize>,
         out: &mut [f32],
+        next: *const u8,
     ) {
         let sections = self.sections();
+        let bytes = &panel[sections.scales..sections.zero_points];
+        let groups = grouping.groups(features);
+        let read = groups.end * self.scales.map_or(0, Grid::bytes_of_group);
         let op = DecodeScales {
             grid: self.scales,
-            bytes: &panel[sections.scales..sections.zero_points],
+            bytes,
             global: self.global_scale(),
-            groups: grouping.groups(features),
+            groups,
             out,
+            next: match next.is_null() {
+                true => bytes.as_ptr().wrapping_add(read),
+                false => next.wrapping_add(sections.scales),
+            },
         };
         // SAFETY: the instruction set is an available one.
         unsafe { isa.dispatch_codes(op) };
@@ -125,6 +138,8 @@ struct DecodeScales<'a> {
     global: f32,
     groups: Range<usize>,
     out: &'a mut [f32],
+    /// Where the scales lie that come next.
+    next: *const u8,
 }
 
 impl Op for DecodeScales<'_> {
@@ -139,7 +154,12 @@ impl Op for DecodeScales<'_> {
                 .for_each(|o| o.fill(self.global));
         };
         let size = format.bytes();
-        for (group, out) in self.groups.zip(out) {
+        let len = self.grid.map_or(0, Grid::bytes_of_group);
+        for (i, (group, out)) in self.groups.zip(out).enumerate() {
+            for line in (i * len..(i + 1) * len).step_by(64) {
+                // SAFETY: the caller's promise; any address may be asked for.
+                unsafe { S::prefetch(self.next.wrapping_add(line)) };
+            }
             if shared {
                 let scale = format.decode(&self.bytes[group * size..]);
                 out.fill(scale.unwrap_or(f32::NAN) * self.global);

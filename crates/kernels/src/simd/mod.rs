@@ -56,6 +56,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_f16(from: *const u8) -> Self::F;
     /// 32 pairs.
     unsafe fn load_pairs(from: *const u8) -> Self::H;
+    /// 32 pairs, as [`Simd::load_pairs`] reads them.
+    #[inline(always)]
+    unsafe fn keep_pairs(to: *mut u8, pairs: Self::H) {
+        const { assert!(size_of::<Self::H>() == 4 * LANES) };
+        // SAFETY: the caller's promise; 32 pairs are vectors, or an array, in the order of lanes.
+        unsafe { to.cast::<Self::H>().write_unaligned(pairs) }
+    }
     unsafe fn splat_pair(pair: u32) -> Self::P;
     /// The even and the odd values of pairs, widened.
     unsafe fn widen(pairs: Self::H) -> [Self::F; 2];

@@ -1,7 +1,10 @@
 //! How many replicas each expert gets.
 
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
+
+use crate::order::{heavy_first, index_of};
 
 /// Replicas of each expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +13,8 @@ pub(crate) struct Apportionment {
     pub(crate) counts: Vec<u32>,
     /// The expert of each replica beyond the first, in the order in which they were given.
     pub(crate) extras: Vec<u32>,
+    /// How many experts have several replicas: the heaviest ones.
+    pub(crate) num_several: usize,
     /// Whether an expert got fewer than its load calls for.
     pub(crate) is_limited: bool,
 }
@@ -20,41 +25,57 @@ pub(crate) struct Apportionment {
 ///
 /// In float32, as DeepSeek's code computes it.
 ///
-/// Time: O(E + spare slots log E).
-pub(crate) fn apportion(load: &[f32], num_slots: usize, most: usize) -> Apportionment {
-    let mut counts = vec![1; load.len()];
-    let mut extras = Vec::with_capacity(num_slots.saturating_sub(load.len()));
-    let mut is_limited = most <= 1;
-    if is_limited {
-        return Apportionment {
-            counts,
-            extras,
-            is_limited,
-        };
+/// Time: O(E + spare slots log spare slots).
+///
+/// # Arguments
+///
+/// - `sorted` - the keys of all experts ([`experts`](crate::order::experts)).
+pub(crate) fn apportion(
+    load: &[f32],
+    sorted: &[u64],
+    num_slots: usize,
+    most: usize,
+) -> Apportionment {
+    let mut given = Apportionment {
+        counts: vec![1; load.len()],
+        extras: Vec::with_capacity(num_slots.saturating_sub(load.len())),
+        num_several: 0,
+        is_limited: most <= 1,
+    };
+    if given.is_limited {
+        return given;
     }
-    // Non-negative floats order as their bits do.
-    let key = |share: f32, e: u32| u64::from(share.to_bits()) << 32 | u64::from(!e);
-    let mut heap: BinaryHeap<u64> = (0..).zip(load).map(|(e, &load)| key(load, e)).collect();
+    // The smallest key first.
+    let mut several: BinaryHeap<Reverse<u64>> = BinaryHeap::new();
     for _ in load.len()..num_slots {
-        let Some(mut top) = heap.peek_mut() else {
+        // The busiest is either the heaviest expert with one replica or one with several.
+        let single = sorted.get(given.num_several).copied();
+        let shared = several.peek().map(|key| key.0);
+        let is_single = single.is_some_and(|single| shared.is_none_or(|key| single < key));
+        let Some(key) = (if is_single { single } else { shared }) else {
             break;
         };
-        let expert = !(*top as u32);
-        let count = &mut counts[expert as usize];
+        let expert = index_of(key);
+        let count = &mut given.counts[expert as usize];
         *count += 1;
-        extras.push(expert);
-        if (*count as usize) < most {
-            *top = key(load[expert as usize] / *count as f32, expert);
-        } else {
-            PeekMut::pop(top);
-            is_limited = true;
+        given.extras.push(expert);
+        let next = heavy_first(load[expert as usize] / *count as f32, expert);
+        let may_grow = (*count as usize) < most;
+        given.is_limited |= !may_grow;
+        if is_single {
+            given.num_several += 1;
+            if may_grow {
+                several.push(Reverse(next));
+            }
+        } else if let Some(mut top) = several.peek_mut() {
+            if may_grow {
+                top.0 = next;
+            } else {
+                PeekMut::pop(top);
+            }
         }
     }
-    Apportionment {
-        counts,
-        extras,
-        is_limited,
-    }
+    given
 }
 
 /// An apportionment that holds back `reserve` of the spare slots from the experts with the largest
@@ -62,41 +83,49 @@ pub(crate) fn apportion(load: &[f32], num_slots: usize, most: usize) -> Apportio
 /// large pieces, and more small ones that fit beside them. Slots may be left over.
 pub(crate) fn apportion_with_reserve(
     load: &[f32],
+    sorted: &[u64],
     num_slots: usize,
     most: usize,
     reserve: usize,
 ) -> Apportionment {
-    let mut given = apportion(load, num_slots - reserve, most);
-    let mut single: Vec<u32> = (0..load.len() as u32)
-        .filter(|&e| given.counts[e as usize] == 1 && most > 1)
-        .collect();
-    single.sort_by(|&a, &b| load[b as usize].total_cmp(&load[a as usize]));
-    single.truncate(num_slots - load.len() - given.extras.len());
-    for &expert in &single {
-        given.counts[expert as usize] += 1;
+    let mut given = apportion(load, sorted, num_slots - reserve, most);
+    if most > 1 {
+        let left = num_slots - load.len() - given.extras.len();
+        for &key in sorted[given.num_several..].iter().take(left) {
+            let expert = index_of(key);
+            given.counts[expert as usize] += 1;
+            given.extras.push(expert);
+            given.num_several += 1;
+        }
     }
-    given.extras.extend(single);
     given
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::order::experts;
+
+    fn given(load: &[f32], num_slots: usize, most: usize) -> Apportionment {
+        apportion(load, &experts(load), num_slots, most)
+    }
 
     #[test]
     fn the_largest_share_gets_the_next_replica() {
-        let given = apportion(&[2.0, 2.0, 1.0], 6, 9);
-        assert_eq!((given.counts, given.extras), (vec![3, 2, 1], vec![0, 1, 0]));
-        assert_eq!(apportion(&[8.0, 1.0], 4, 2).counts, [2, 2]);
-        assert_eq!(apportion(&[8.0, 1.0], 4, 1).counts, [1, 1]);
+        let three = given(&[2.0, 2.0, 1.0], 6, 9);
+        assert_eq!((three.counts, three.extras), (vec![3, 2, 1], vec![0, 1, 0]));
+        let limited = given(&[8.0, 1.0], 4, 2);
+        assert_eq!((limited.counts, limited.is_limited), (vec![2, 2], true));
+        assert_eq!(given(&[8.0, 1.0], 4, 1).counts, [1, 1]);
+        assert_eq!(given(&[8.0, 1.0], 9, 2).counts, [2, 2]);
     }
 
     #[test]
     fn a_reserve_goes_to_experts_without_a_second_replica() {
         let load = [600., 560., 120., 120., 20., 10., 10., 10.];
-        assert_eq!(apportion(&load, 16, 8).counts, [5, 5, 1, 1, 1, 1, 1, 1]);
-        let given = apportion_with_reserve(&load, 16, 8, 3);
-        assert_eq!(given.counts, [4, 3, 2, 2, 2, 1, 1, 1]);
-        assert_eq!(given.extras.len(), 8);
+        assert_eq!(given(&load, 16, 8).counts, [5, 5, 1, 1, 1, 1, 1, 1]);
+        let reserved = apportion_with_reserve(&load, &experts(&load), 16, 8, 3);
+        assert_eq!(reserved.counts, [4, 3, 2, 2, 2, 1, 1, 1]);
+        assert_eq!((reserved.extras.len(), reserved.num_several), (8, 5));
     }
 }

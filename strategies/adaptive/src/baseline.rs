@@ -4,8 +4,8 @@
 //! this reproduces, ties and rounding included.
 
 use crate::apportion::{Apportionment, apportion};
-use crate::minimum::first_smallest;
-use crate::order::longest_first;
+use crate::lightest::Lightest;
+use crate::order::{self, longest_first};
 
 /// The sizes of a layer. Nodes divide groups and ranks, groups divide experts, ranks divide slots;
 /// one group and one node without a hierarchy.
@@ -44,8 +44,9 @@ impl Hierarchy {
                 .flat_map(|&g| g as usize * size..(g as usize + 1) * size)
                 .collect();
             let node_load: Vec<f32> = experts.iter().map(|&e| load[e]).collect();
-            let given = apportion(&node_load, self.slots / self.nodes, usize::MAX);
-            let order = longest_first(&node_load, &given);
+            let sorted = order::experts(&node_load);
+            let given = apportion(&node_load, &sorted, self.slots / self.nodes, usize::MAX);
+            let order = longest_first(&node_load, &sorted, &given);
             let share = |&e: &u32| node_load[e as usize] / given.counts[e as usize] as f32;
             let packed = pack(&order, share, self.ranks / self.nodes);
             slots.extend(packed.into_iter().map(|e| experts[e as usize] as u32));
@@ -61,14 +62,17 @@ fn pack(items: &[u32], weight: impl Fn(&u32) -> f32, packs: usize) -> Vec<u32> {
     let mut packed = vec![0; items.len()];
     let mut filled = vec![0; packs];
     let mut weights = vec![0f32; packs];
+    let mut open = Lightest::new(packs);
+    (0..packs).for_each(|pack| open.set(pack, 0.0));
     for item in items {
-        let lightest = first_smallest(&weights, f32::INFINITY).unwrap_or_default();
+        let lightest = open.rank().unwrap_or_default();
         packed[lightest * room + filled[lightest]] = *item;
         filled[lightest] += 1;
-        weights[lightest] = match filled[lightest] == room {
-            true => f32::INFINITY,
-            false => weights[lightest] + weight(item),
-        };
+        weights[lightest] += weight(item);
+        match filled[lightest] < room {
+            true => open.set(lightest, weights[lightest].into()),
+            false => open.close(lightest),
+        }
     }
     packed
 }
@@ -88,8 +92,9 @@ mod tests {
             ranks: 8,
             slots: 16,
         };
-        let given = apportion(&load, 16, usize::MAX);
-        let slots = hierarchy.place(&load, &given, &longest_first(&load, &given));
+        let sorted = order::experts(&load);
+        let given = apportion(&load, &sorted, 16, usize::MAX);
+        let slots = hierarchy.place(&load, &given, &longest_first(&load, &sorted, &given));
         assert_eq!(slots, [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1]);
     }
 }

@@ -90,7 +90,7 @@ impl Replicas {
 /// ranks, is smallest; it may be larger than before. Either an expert of the busy rank gets a
 /// replica elsewhere, or a replica leaves it for a lighter one.
 ///
-/// Time: O(s × (P + E) × replicas), for the s slots of the rank.
+/// Time: O(s × (replicas + E)) for the s slots of the rank, and more for the few that may be best.
 pub(crate) fn best_exchange(
     layout: &Layout<'_>,
     busy: usize,
@@ -100,12 +100,13 @@ pub(crate) fn best_exchange(
 ) -> Option<Exchange> {
     let search = Exchanges::of(layout, target);
     let mut best: Option<Exchange> = None;
-    search.around(busy, &mut |slot, rank, expert| {
-        let lost = layout.expert(slot);
-        if tabu.may_lose(lost) && tabu.may_gain(expert) {
-            work.spend((layout.count(lost) + layout.count(expert)) as usize);
+    search.around(busy, &mut |slot, rank, expert, least| {
+        work.spend(1);
+        let may_be_best = |change: f64| best.is_none_or(|best| change < best.change);
+        let is_allowed = || tabu.may_lose(layout.expert(slot)) && tabu.may_gain(expert);
+        if may_be_best(least) && is_allowed() && search.can_take(rank, expert) {
             let change = search.change(slot, rank, expert);
-            if best.is_none_or(|best| change < best.change) {
+            if may_be_best(change) {
                 best = Some(Exchange {
                     slot,
                     expert,
@@ -123,44 +124,74 @@ pub(crate) struct Exchanges<'l, 'a> {
     target: f64,
     replicas: Replicas,
     live: u32,
+    /// The load of each replica of an expert with one more, `[E]`.
+    come: Vec<f64>,
+    /// How the excess changes where an expert sits already if it gets one more, `[E]`.
+    relief: Vec<f64>,
+    /// Slots and ranks of the experts that have several replicas.
+    several: Vec<(usize, usize)>,
 }
 
 impl<'l, 'a> Exchanges<'l, 'a> {
     pub(crate) fn of(layout: &'l Layout<'a>, target: f64) -> Self {
-        let live = layout.ranks.live().count() as u32;
-        Self {
+        let mut search = Self {
             layout,
             target,
             replicas: Replicas::of(layout),
-            live,
-        }
-    }
-
-    /// Calls `visit(slot, rank, expert)` for every exchange that takes load off a busy rank: of a
-    /// slot elsewhere that an expert of the rank could get, and of a slot of the rank that a lighter
-    /// replica could get.
-    pub(crate) fn around(&self, busy: usize, visit: &mut dyn FnMut(usize, usize, u32)) {
-        let layout = self.layout;
-        for &expert in layout.experts_of(busy) {
-            for rank in layout
-                .ranks
-                .live()
-                .filter(|&rank| rank != busy && self.can_take(rank, expert))
-            {
-                for slot in layout.ranks.slots(rank) {
-                    if layout.count(layout.expert(slot)) > 1 {
-                        visit(slot, rank, expert);
-                    }
+            live: layout.ranks.live().count() as u32,
+            come: Vec::new(),
+            relief: Vec::new(),
+            several: Vec::new(),
+        };
+        let experts = 0..layout.weights.len() as u32;
+        let come = experts
+            .clone()
+            .map(|e| layout.share_among(e, layout.count(e) + 1));
+        search.come = come.collect();
+        let relief = experts.map(|e| {
+            let drop = layout.share(e) - search.come[e as usize];
+            let held = search.replicas.of_expert(e).iter();
+            held.map(|&(_, rank)| search.rise(rank as usize, -drop))
+                .sum()
+        });
+        search.relief = relief.collect();
+        for rank in layout.ranks.live() {
+            for (slot, &expert) in layout.ranks.slots(rank).zip(layout.experts_of(rank)) {
+                if expert != EMPTY && layout.count(expert) > 1 {
+                    search.several.push((slot, rank));
                 }
             }
         }
-        for (slot, &share) in layout.ranks.slots(busy).zip(layout.shares_of(busy)) {
-            if layout.count(layout.expert(slot)) > 1 {
-                for expert in 0..layout.weights.len() as u32 {
-                    let come = layout.share_among(expert, layout.count(expert) + 1);
-                    if come < share && self.can_take(busy, expert) {
-                        visit(slot, busy, expert);
-                    }
+        search
+    }
+
+    /// By how much the excess of a rank rises with a load.
+    fn rise(&self, rank: usize, load: f64) -> f64 {
+        let time = self.layout.times()[rank];
+        let after = time + load * self.layout.ranks.pace(rank);
+        excess(after, self.target) - excess(time, self.target)
+    }
+
+    /// Calls `visit(slot, rank, expert, least)` for every exchange that takes load off a busy rank: of
+    /// a slot elsewhere that an expert of the rank could get, and of a slot of the rank that a lighter
+    /// replica could get. The excess changes by `least` or more. Whether the rank can take the
+    /// expert is not looked at.
+    pub(crate) fn around(&self, busy: usize, visit: &mut dyn FnMut(usize, usize, u32, f64)) {
+        let layout = self.layout;
+        // What other replicas of the expert that leaves get on top cannot be below nothing.
+        let least = |slot: usize, rank: usize, expert: u32| {
+            let load = self.come[expert as usize] - layout.share_of(slot);
+            self.relief[expert as usize] + self.rise(rank, load)
+        };
+        for &expert in layout.experts_of(busy) {
+            for &(slot, rank) in self.several.iter().filter(|&&(_, rank)| rank != busy) {
+                visit(slot, rank, expert, least(slot, rank, expert));
+            }
+        }
+        for &(slot, _) in self.several.iter().filter(|&&(_, rank)| rank == busy) {
+            for expert in 0..layout.weights.len() as u32 {
+                if self.come[expert as usize] < layout.share_of(slot) {
+                    visit(slot, busy, expert, least(slot, busy, expert));
                 }
             }
         }
@@ -179,7 +210,7 @@ impl<'l, 'a> Exchanges<'l, 'a> {
     /// What happens to the excess if the slot, on this rank, gets the expert.
     pub(crate) fn change(&self, slot: usize, rank: usize, expert: u32) -> f64 {
         let layout = self.layout;
-        let come = layout.share_among(expert, layout.count(expert) + 1);
+        let come = self.come[expert as usize];
         let drop = layout.share(expert) - come;
         let (share, rise, losing) = match layout.expert(slot) {
             EMPTY => (0.0, 0.0, &[][..]),
@@ -189,22 +220,17 @@ impl<'l, 'a> Exchanges<'l, 'a> {
                 (share, after - share, self.replicas.of_expert(lost))
             }
         };
-        let at = |rank: u32, load: f64| {
-            let time = layout.times()[rank as usize];
-            let after = time + load * layout.ranks.pace(rank as usize);
-            excess(after, self.target) - excess(time, self.target)
-        };
         let gaining = self.replicas.of_expert(expert);
-        let mut change = at(rank as u32, come - share);
+        let mut change = self.rise(rank, come - share);
         for &(other, r) in losing {
             if other as usize != slot {
                 let both = gaining.iter().any(|&(_, g)| g == r);
-                change += at(r, if both { rise - drop } else { rise });
+                change += self.rise(r as usize, if both { rise - drop } else { rise });
             }
         }
         for &(_, r) in gaining {
             if losing.iter().all(|&(_, l)| l != r) {
-                change += at(r, -drop);
+                change += self.rise(r as usize, -drop);
             }
         }
         change

@@ -2,6 +2,7 @@
 
 use crate::layout::Layout;
 use crate::ranks::Ranks;
+use crate::swap::{Choice, Descent, Links, Reach, Swaps, Work};
 
 /// The home node of each expert, `[E]`: groups go to nodes so that as little load as possible exceeds
 /// what a node can carry. Heaviest group first onto the node with the most room, then moves and
@@ -113,13 +114,17 @@ impl Nodes {
     }
 }
 
-/// Exchanges experts that are abroad with ones of their home node, as long as no rank gets above the
-/// limit and less load is abroad afterwards.
+/// Exchanges experts that are abroad with ones of their home node, as long as less load is abroad
+/// afterwards and no rank gets above the limit, if need be after swaps within the two nodes.
 ///
-/// Time: O(rounds × slots abroad × slots of a node).
-pub(crate) fn bring_home(layout: &mut Layout<'_>, homes: &[u32], limit: f64) {
+/// Time: O(rounds × slots abroad × slots of a node), and a descent for each of up to `TRIALS` exchanges
+/// that bring more than any that needs none.
+pub(crate) fn bring_home(layout: &mut Layout<'_>, homes: &[u32], limit: f64, work: &mut Work) {
     const ROUNDS: usize = 4;
+    const TRIALS: usize = 64;
     let ranks = layout.ranks;
+    let mut descent = Descent::new(layout, (0..ranks.num_slots() as u32).collect());
+    let mut trials = TRIALS;
     for _ in 0..ROUNDS {
         let is_abroad = |l: &Layout<'_>, slot: usize| {
             homes[l.expert(slot) as usize] as usize != ranks.node(ranks.rank_of(slot))
@@ -127,18 +132,12 @@ pub(crate) fn bring_home(layout: &mut Layout<'_>, homes: &[u32], limit: f64) {
         let mut abroad: Vec<usize> = (0..ranks.num_slots())
             .filter(|&slot| is_abroad(layout, slot))
             .collect();
-        abroad.sort_by(|&a, &b| {
-            layout
-                .share(layout.expert(b))
-                .total_cmp(&layout.share(layout.expert(a)))
-        });
+        abroad.sort_by(|&a, &b| layout.share_of(b).total_cmp(&layout.share_of(a)));
         let mut changed = false;
         for slot in abroad {
-            if is_abroad(layout, slot)
-                && let Some(other) = best_return(layout, slot, homes, limit)
-            {
-                layout.swap(slot, other);
-                changed = true;
+            if is_abroad(layout, slot) {
+                changed |=
+                    bring_one_home(layout, &mut descent, slot, homes, limit, &mut trials, work);
             }
         }
         if !changed {
@@ -147,13 +146,66 @@ pub(crate) fn bring_home(layout: &mut Layout<'_>, homes: &[u32], limit: f64) {
     }
 }
 
-/// The slot of its home node with which an expert abroad changes places best.
-fn best_return(layout: &Layout<'_>, slot: usize, homes: &[u32], limit: f64) -> Option<usize> {
+/// Brings the expert of a slot abroad home, if that is possible.
+fn bring_one_home(
+    layout: &mut Layout<'_>,
+    descent: &mut Descent,
+    slot: usize,
+    homes: &[u32],
+    limit: f64,
+    trials: &mut usize,
+    work: &mut Work,
+) -> bool {
+    for way in ways_home(layout, slot, homes, limit) {
+        if way.fits {
+            descent.swap(layout, slot, way.slot);
+            return true;
+        }
+        if *trials == 0 || work.is_done() {
+            continue;
+        }
+        *trials -= 1;
+        let (mut candidate, mut after) = (layout.clone(), descent.clone());
+        after.swap(&mut candidate, slot, way.slot);
+        let swaps = Swaps {
+            links: Links::Free,
+            choice: Choice::First,
+            reach: Reach::Node,
+            depth: 1,
+        };
+        if after.run(&mut candidate, limit, swaps, work) {
+            (*layout, *descent) = (candidate, after);
+            return true;
+        }
+    }
+    false
+}
+
+/// An exchange with a slot of the home node.
+struct WayHome {
+    slot: usize,
+    /// Load that is abroad no more.
+    gain: f64,
+    /// Whether no rank gets above the limit.
+    fits: bool,
+}
+
+/// The best ways home of the expert in a slot abroad, by falling gain up to the first that fits. In all
+/// of them the nodes could carry what they get.
+fn ways_home(layout: &Layout<'_>, slot: usize, homes: &[u32], limit: f64) -> Vec<WayHome> {
+    const MOST: usize = 4;
     let ranks = layout.ranks;
     let (rank, expert) = (ranks.rank_of(slot), layout.expert(slot));
-    let (share, home) = (layout.share(expert), homes[expert as usize] as usize);
-    let mut best = None;
-    let mut most = share * 1e-9;
+    let (share, home) = (layout.share_of(slot), homes[expert as usize] as usize);
+    let node = ranks.node(rank);
+    let room = |node: usize| -> f64 {
+        let of_node = ranks.live().filter(|&rank| ranks.node(rank) == node);
+        of_node
+            .map(|rank| (limit - layout.times()[rank]) / ranks.pace(rank))
+            .sum()
+    };
+    let (room_at_home, room_here) = (room(home), room(node));
+    let mut ways = Vec::new();
     for other in ranks.live().filter(|&other| ranks.node(other) == home) {
         if layout.holds(other, expert) {
             continue;
@@ -161,21 +213,32 @@ fn best_return(layout: &Layout<'_>, slot: usize, homes: &[u32], limit: f64) -> O
         for (at, &theirs) in ranks.slots(other).zip(layout.shares_of(other)) {
             let their_expert = layout.expert(at);
             let their_home = homes[their_expert as usize] as usize;
-            let was_abroad = their_home != home;
-            let is_abroad = their_home != ranks.node(rank);
-            let gain =
-                share + theirs * (f64::from(u8::from(was_abroad)) - f64::from(u8::from(is_abroad)));
+            let abroad = |node: usize| if their_home == node { 0.0 } else { theirs };
+            let gain = share + abroad(home) - abroad(node);
             let more = share - theirs;
-            if gain > most
-                && layout.times()[other] + more * ranks.pace(other) <= limit
-                && layout.times()[rank] - more * ranks.pace(rank) <= limit
-                && !layout.holds(rank, their_expert)
-            {
-                (most, best) = (gain, Some(at));
+            let could = more <= room_at_home && -more <= room_here;
+            if gain > share * 1e-9 && could && !layout.holds(rank, their_expert) {
+                let fits = layout.times()[other] + more * ranks.pace(other) <= limit
+                    && layout.times()[rank] - more * ranks.pace(rank) <= limit;
+                ways.push(WayHome {
+                    slot: at,
+                    gain,
+                    fits,
+                });
             }
         }
     }
-    best
+    ways.sort_by(|a, b| b.gain.total_cmp(&a.gain));
+    let end = ways
+        .iter()
+        .position(|way| way.fits)
+        .map_or(MOST, |at| at + 1);
+    // Of those that need swaps the best few, and the one that needs none.
+    if end > MOST {
+        ways.swap(MOST, end - 1);
+    }
+    ways.truncate(end.min(MOST + 1));
+    ways
 }
 
 #[cfg(test)]
@@ -208,9 +271,9 @@ mod tests {
         let weights = [1.0, 2.0, 1.5, 2.5];
         let homes = [0, 0, 1, 1];
         let mut layout = Layout::new(&ranks, &weights, vec![0, 3, 1, 2]);
-        bring_home(&mut layout, &homes, 3.6);
+        bring_home(&mut layout, &homes, 3.6, &mut Work::new(100));
         assert_eq!(layout.experts_of(0), [0, 3], "the limit holds");
-        bring_home(&mut layout, &homes, 4.0);
+        bring_home(&mut layout, &homes, 4.0, &mut Work::new(100));
         assert_eq!(layout.experts_of(0), [0, 1]);
     }
 }

@@ -72,6 +72,11 @@ impl<'a> Layout<'a> {
         self.counts[expert as usize]
     }
 
+    /// The load of a slot.
+    pub(crate) fn share_of(&self, slot: usize) -> f64 {
+        self.shares[slot]
+    }
+
     /// The load of each slot of a rank.
     pub(crate) fn shares_of(&self, rank: usize) -> &[f64] {
         &self.shares[self.ranks.slots(rank)]

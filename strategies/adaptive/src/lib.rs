@@ -15,7 +15,7 @@ mod exchange;
 mod homes;
 mod layers;
 mod layout;
-mod minimum;
+mod lightest;
 mod order;
 mod pack;
 mod plan;

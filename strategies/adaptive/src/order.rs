@@ -1,28 +1,63 @@
-//! The replicas of a layer, the heaviest first.
+//! Experts and replicas, the heaviest first.
 
 use crate::apportion::Apportionment;
+
+/// Keys of a load and an index: sorted, the larger load comes first, of equal ones the lower index.
+/// Loads are not negative, so that their bits are ordered as they are.
+pub(crate) fn heavy_first(load: f32, index: u32) -> u64 {
+    u64::from(!load.to_bits()) << 32 | u64::from(index)
+}
+
+/// The index in a key.
+pub(crate) fn index_of(key: u64) -> u32 {
+    key as u32
+}
+
+/// The keys of all experts, sorted.
+///
+/// Time: O(E log E).
+pub(crate) fn experts(load: &[f32]) -> Vec<u64> {
+    let mut keys: Vec<u64> = (0..)
+        .zip(load)
+        .map(|(e, &load)| heavy_first(load, e))
+        .collect();
+    keys.sort_unstable();
+    keys
+}
 
 /// The expert of every replica, by falling load per replica; of equal ones the first replicas of the
 /// experts by index, then the others as they were given: the order of DeepSeek's code with a stable
 /// sort.
 ///
-/// Time: O(P log P).
-pub(crate) fn longest_first(load: &[f32], given: &Apportionment) -> Vec<u32> {
-    let first = 0..load.len() as u32;
-    let experts = || first.clone().chain(given.extras.iter().copied());
-    // Non-negative floats order as their bits do.
-    let key = |(i, e): (u64, u32)| {
-        let share = load[e as usize] / given.counts[e as usize] as f32;
-        u64::from(!share.to_bits()) << 32 | i
-    };
-    let mut keys: Vec<u64> = (0..).zip(experts()).map(key).collect();
-    keys.sort_unstable();
-    let expert = |key: u64| {
-        let i = key as u32;
-        let extra = (i as usize).checked_sub(load.len());
-        extra.map_or(i, |extra| given.extras[extra])
-    };
-    keys.into_iter().map(expert).collect()
+/// Experts with several replicas are the heaviest ones, so that the others are in order already.
+///
+/// Time: O(P + r log r) for r replicas of experts that have several.
+///
+/// # Arguments
+///
+/// - `sorted` - the keys of all experts.
+pub(crate) fn longest_first(load: &[f32], sorted: &[u64], given: &Apportionment) -> Vec<u32> {
+    let (several, single) = sorted.split_at(given.num_several);
+    let share = |e: u32| load[e as usize] / given.counts[e as usize] as f32;
+    let first = several.iter().map(|&key| (index_of(key), index_of(key)));
+    let more = (load.len() as u32..).zip(given.extras.iter().copied());
+    let mut shared: Vec<u64> = first
+        .chain(more)
+        .map(|(replica, expert)| heavy_first(share(expert), replica))
+        .collect();
+    shared.sort_unstable();
+    let mut order = Vec::with_capacity(load.len() + given.extras.len());
+    let mut single = single.iter().copied().peekable();
+    for &key in &shared {
+        while let Some(single) = single.next_if(|&single| single < key) {
+            order.push(index_of(single));
+        }
+        let replica = index_of(key);
+        let extra = (replica as usize).checked_sub(load.len());
+        order.push(extra.map_or(replica, |extra| given.extras[extra]));
+    }
+    order.extend(single.map(index_of));
+    order
 }
 
 #[cfg(test)]
@@ -34,10 +69,12 @@ mod tests {
         let given = Apportionment {
             counts: vec![2, 1, 1, 2],
             extras: vec![3, 0],
+            num_several: 2,
             is_limited: false,
         };
+        let load = [4.0, 2.0, 3.0, 4.0];
         assert_eq!(
-            longest_first(&[4.0, 2.0, 3.0, 4.0], &given),
+            longest_first(&load, &experts(&load), &given),
             [2, 0, 1, 3, 3, 0]
         );
     }

@@ -1,7 +1,7 @@
 //! The layout from which a search starts: longest first, no expert twice on a rank, replicas over
 //! ranks that nothing connects yet, at home if there is room.
 
-use crate::minimum::first_smallest;
+use crate::lightest::Lightest;
 use crate::ranks::Ranks;
 
 /// How much lighter than the chosen rank another may be.
@@ -15,6 +15,17 @@ pub(crate) struct Slack<'a> {
     pub(crate) node_limit: f64,
 }
 
+/// What sits where.
+#[derive(Clone, Debug)]
+pub(crate) struct Packed {
+    /// The expert of each slot, `[P]`.
+    pub(crate) slots: Vec<u32>,
+    /// The slots in the order in which they were filled, `[P]`.
+    pub(crate) order: Vec<u32>,
+    /// Whether replicas connect all ranks.
+    pub(crate) is_connected: bool,
+}
+
 /// Packs replicas onto ranks.
 ///
 /// # Arguments
@@ -23,31 +34,36 @@ pub(crate) struct Slack<'a> {
 ///
 /// # Returns
 ///
-/// The expert of each slot, `[P]`. Counts may differ from `counts` where the last replicas fit
-/// nowhere else; every expert has a slot.
+/// A layout whose counts may differ from `counts` where the last replicas fit nowhere else; every
+/// expert has a slot.
 ///
-/// Time: O(P × R).
+/// Time: O(P log R + replicas × R) if all ranks are as fast and nothing has a home, for then the
+/// lightest is known; else O(P × R).
 pub(crate) fn pack(
     weights: &[f64],
     counts: &[u32],
     order: &[u32],
     ranks: &Ranks,
     slack: Slack<'_>,
-) -> Vec<u32> {
+) -> Packed {
     let mut packing = Packing {
         ranks,
         slack,
         slots: vec![0; ranks.num_slots()],
+        order: Vec::with_capacity(ranks.num_slots()),
         filled: ranks.offsets()[..ranks.len()].to_vec(),
-        times: vec![0.0; ranks.len()],
-        open: ranks.live().collect(),
-        candidates: vec![0.0; ranks.len()],
+        times: vec![f64::INFINITY; ranks.len()],
+        open: Lightest::new(ranks.len()),
         room: slack.homes.map_or_else(Vec::new, |homes| {
             room_for_guests(weights, homes, ranks, slack.node_limit)
         }),
-        component: (0..ranks.len()).collect(),
-        placed: vec![Vec::new(); weights.len()],
+        component: (0..ranks.len() as u32).collect(),
+        first: vec![NOWHERE; weights.len()],
     };
+    for rank in ranks.live() {
+        packing.times[rank] = 0.0;
+        packing.open.set(rank, 0.0);
+    }
     for &expert in order {
         let count = counts[expert as usize];
         let share = weights[expert as usize] / f64::from(count);
@@ -63,7 +79,13 @@ pub(crate) fn pack(
             packing.connect(expert, rank);
         }
     }
-    packing.slots
+    let mut live = ranks.live().map(|rank| packing.component[rank]);
+    let first = live.next();
+    Packed {
+        is_connected: live.all(|component| Some(component) == first),
+        slots: packing.slots,
+        order: packing.order,
+    }
 }
 
 /// The load that each node could carry beyond that of the experts at home there, `[N]`.
@@ -80,29 +102,37 @@ fn room_for_guests(weights: &[f64], homes: &[u32], ranks: &Ranks, limit: f64) ->
     room
 }
 
+/// In place of a rank: the expert is on none yet.
+const NOWHERE: u32 = u32::MAX;
+
 struct Packing<'a> {
     ranks: &'a Ranks,
     slack: Slack<'a>,
     slots: Vec<u32>,
+    /// The slots that are filled, as they were.
+    order: Vec<u32>,
     /// The first free slot of each rank, `[R]`.
     filled: Vec<usize>,
+    /// The time of each rank with room, infinite for the others, `[R]`.
     times: Vec<f64>,
-    /// Ranks with room.
-    open: Vec<usize>,
-    /// The time of each rank with one replica more, infinite where it cannot go.
-    candidates: Vec<f64>,
+    open: Lightest,
     /// Load that each node can take from others; negative if it has to give some away. `[N]` with
     /// homes, else empty.
     room: Vec<f64>,
     /// The lowest of the ranks that replicas connect with each rank.
-    component: Vec<usize>,
-    /// Ranks of each replicated expert.
-    placed: Vec<Vec<usize>>,
+    component: Vec<u32>,
+    /// The rank of each expert's first replica, of those that have several, `[E]`.
+    first: Vec<u32>,
 }
 
 impl Packing<'_> {
     fn held(&self, rank: usize) -> &[u32] {
         &self.slots[self.ranks.slots(rank).start..self.filled[rank]]
+    }
+
+    /// The time of a rank with a replica more.
+    fn with(&self, rank: usize, share: f64) -> f64 {
+        self.times[rank] + share * self.ranks.pace(rank)
     }
 
     fn put(&mut self, rank: usize, expert: u32, share: f64) {
@@ -111,86 +141,86 @@ impl Packing<'_> {
             self.room[self.ranks.node(rank)] -= share;
         }
         self.slots[self.filled[rank]] = expert;
+        self.order.push(self.filled[rank] as u32);
         self.filled[rank] += 1;
-        self.times[rank] += share * self.ranks.pace(rank);
-        if self.filled[rank] == self.ranks.slots(rank).end {
-            self.open.retain(|&r| r != rank);
+        if self.filled[rank] < self.ranks.slots(rank).end {
+            self.times[rank] = self.with(rank, share);
+            self.open.set(rank, self.times[rank]);
+        } else {
+            self.times[rank] = f64::INFINITY;
+            self.open.close(rank);
         }
     }
 
-    /// The rank with room that takes the least time with a replica more.
-    fn lightest(&mut self, expert: u32, share: f64) -> Option<usize> {
-        self.consider(expert, share);
-        self.least(expert, share)
-    }
-
-    /// Makes every rank with room a candidate.
-    fn consider(&mut self, expert: u32, share: f64) {
-        self.candidates.fill(f64::INFINITY);
-        for &rank in &self.open {
-            self.candidates[rank] = self.times[rank] + share * self.ranks.pace(rank);
-        }
-        for &rank in &self.placed[expert as usize] {
-            self.candidates[rank] = f64::INFINITY;
-        }
-    }
-
-    /// The lightest candidate. With homes: one of the home node, unless it has to give load away and
-    /// another node has room for it.
-    fn least(&self, expert: u32, share: f64) -> Option<usize> {
+    /// The rank with room that takes the least time with a replica more. With homes: one of the home
+    /// node, unless it has to give load away and another node has room for it.
+    fn lightest(&self, expert: u32, share: f64) -> Option<usize> {
         let Some(homes) = self.slack.homes else {
-            return first_smallest(&self.candidates, f64::INFINITY);
+            let is_new = self.first[expert as usize] == NOWHERE;
+            let takes = |&rank: &usize| is_new || !self.held(rank).contains(&expert);
+            let known = self.open.rank().filter(|_| self.ranks.are_as_fast());
+            return known
+                .filter(takes)
+                .or_else(|| self.lightest_of(expert, share, |_| true));
         };
         let home = homes[expert as usize] as usize;
+        let node = |rank| self.ranks.node(rank);
         // A node gives away what it has too much, and takes a replica if at least half of it is wanted.
-        let hosts = |node: usize| node != home && self.room[node] >= share / 2.0;
+        let hosts = |rank| node(rank) != home && self.room[node(rank)] >= share / 2.0;
         let guest = match self.room[home] <= -share {
-            true => self.lightest_of(hosts),
+            true => self.lightest_of(expert, share, hosts),
             false => None,
         };
         guest
-            .or_else(|| self.lightest_of(|node| node == home))
-            .or_else(|| self.lightest_of(hosts))
-            .or_else(|| self.lightest_of(|_| true))
+            .or_else(|| self.lightest_of(expert, share, |rank| node(rank) == home))
+            .or_else(|| self.lightest_of(expert, share, hosts))
+            .or_else(|| self.lightest_of(expert, share, |_| true))
     }
 
-    /// The lightest candidate of some nodes.
-    fn lightest_of(&self, nodes: impl Fn(usize) -> bool) -> Option<usize> {
-        let candidates = self.open.iter().map(|&rank| (rank, self.candidates[rank]));
-        let fit =
-            candidates.filter(|&(rank, time)| time < f64::INFINITY && nodes(self.ranks.node(rank)));
-        fit.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(rank, _)| rank)
+    /// The lightest of some ranks, which lacks the expert.
+    fn lightest_of(&self, expert: u32, share: f64, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut least = f64::INFINITY;
+        let mut lightest = None;
+        for rank in 0..self.ranks.len() {
+            let time = self.with(rank, share);
+            if time < least && fits(rank) && !self.held(rank).contains(&expert) {
+                (least, lightest) = (time, Some(rank));
+            }
+        }
+        lightest
     }
 
     /// The lightest rank without the expert; one that the expert's other replicas are not connected
     /// with, if there is such a one hardly heavier.
-    fn connecting(&mut self, expert: u32, share: f64) -> Option<usize> {
+    fn connecting(&self, expert: u32, share: f64) -> Option<usize> {
         let lightest = self.lightest(expert, share)?;
-        let Some(&first) = self.placed[expert as usize].first() else {
+        let first = self.first[expert as usize];
+        if first == NOWHERE {
             return Some(lightest);
-        };
-        let component = self.component[first];
-        let limit = self.candidates[lightest] + self.slack.connect;
-        let node = self.ranks.node(lightest);
-        for rank in 0..self.ranks.len() {
-            let time = &mut self.candidates[rank];
-            let elsewhere = self.slack.homes.is_some() && self.ranks.node(rank) != node;
-            if self.component[rank] == component || *time > limit || elsewhere {
-                *time = f64::INFINITY;
-            }
         }
-        let other = self.least(expert, share);
-        other.or(Some(lightest))
+        let component = self.component[first as usize];
+        let limit = self.with(lightest, share) + self.slack.connect;
+        let node = self.ranks.node(lightest);
+        let connects = |rank: usize| {
+            self.component[rank] != component
+                && self.with(rank, share) <= limit
+                && (self.slack.homes.is_none() || self.ranks.node(rank) == node)
+        };
+        self.lightest_of(expert, share, connects).or(Some(lightest))
     }
 
     /// Notes that a replica of the expert is on a rank now.
     fn connect(&mut self, expert: u32, rank: usize) {
-        let placed = &mut self.placed[expert as usize];
-        placed.push(rank);
-        let (a, b) = (self.component[placed[0]], self.component[rank]);
-        for component in &mut self.component {
-            if *component == a.max(b) {
-                *component = a.min(b);
+        let first = &mut self.first[expert as usize];
+        if *first == NOWHERE {
+            *first = rank as u32;
+        }
+        let (a, b) = (self.component[*first as usize], self.component[rank]);
+        if a != b {
+            for component in &mut self.component {
+                if *component == a.max(b) {
+                    *component = a.min(b);
+                }
             }
         }
     }
@@ -198,7 +228,8 @@ impl Packing<'_> {
     /// Puts a replica whose expert every rank with room holds already: moves another one there, or
     /// else gives the slot to another expert.
     fn make_room(&mut self, expert: u32, share: f64, weights: &[f64]) {
-        let Some(&rank) = self.open.first() else {
+        let mut ranks = self.ranks.live();
+        let Some(rank) = ranks.find(|&rank| self.times[rank] < f64::INFINITY) else {
             return;
         };
         for other in 0..self.ranks.len() {
@@ -210,12 +241,9 @@ impl Packing<'_> {
             if let Some(i) = self.held(other).iter().position(movable) {
                 let moved = std::mem::replace(&mut self.slots[from + i], expert);
                 self.put(rank, moved, share);
-                let placed = &mut self.placed[moved as usize];
-                if let Some(at) = placed.iter().position(|&r| r == other) {
-                    placed.remove(at);
+                if self.first[moved as usize] != NOWHERE {
                     self.connect(moved, rank);
                 }
-                self.placed[expert as usize].push(other);
                 return;
             }
         }
@@ -227,6 +255,6 @@ impl Packing<'_> {
         });
         let instead = heaviest.unwrap_or(expert);
         self.put(rank, instead, share);
-        self.placed[instead as usize].push(rank);
+        self.connect(instead, rank);
     }
 }

@@ -5,11 +5,11 @@ use crate::baseline::Hierarchy;
 use crate::exchange::{Tabu, best_exchange};
 use crate::homes::{bring_home, home_nodes};
 use crate::layout::Layout;
-use crate::order::longest_first;
+use crate::order::{self, longest_first};
 use crate::pack::{Slack, pack};
 use crate::ranks::Ranks;
 use crate::repair::without_duplicates;
-use crate::swap::{Swaps, Work, descend};
+use crate::swap::{Choice, Descent, Links, Reach, Swaps, Work};
 
 /// How good a plan has to be, and how much work may go into it.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,11 @@ pub(crate) struct Layer<'a> {
 const RESERVES: [f64; 4] = [0.0, 0.125, 0.25, 0.5];
 /// The part of what is above the target that counts as an improvement.
 const LEAST_PROGRESS: f64 = 0.05;
+/// As many times longer is searched for a plan without experts twice on a rank that is as good as one
+/// with.
+const MORE_PATIENCE: usize = 16;
+/// How often what may be given up to connect ranks is doubled if it does not suffice.
+const WIDENINGS: usize = 3;
 /// Busiest ranks whose swaps are looked at before an exchange is.
 const DEPTH: usize = 4;
 
@@ -50,8 +55,9 @@ impl<'a> Layer<'a> {
         let load = single_precision(self.weights);
         let live = self.ranks.live().count();
         let num_slots = self.ranks.num_slots();
-        let given = apportion(&load, num_slots, live);
-        let order = longest_first(&load, &given);
+        let sorted = order::experts(&load);
+        let given = apportion(&load, &sorted, num_slots, live);
+        let order = longest_first(&load, &sorted, &given);
         let bound = self.ranks.bound(self.weights, &given.counts);
         let homes = self.homes();
         let baseline = self
@@ -80,9 +86,9 @@ impl<'a> Layer<'a> {
             if enough || reserve == 0 || work.is_done() {
                 continue;
             }
-            let given = apportion_with_reserve(&load, num_slots, live, reserve);
+            let given = apportion_with_reserve(&load, &sorted, num_slots, live, reserve);
             if given.extras.len() + load.len() == num_slots {
-                let order = longest_first(&load, &given);
+                let order = longest_first(&load, &sorted, &given);
                 let other = search.from(&given, &order, &mut work);
                 if other.largest() < best.largest() {
                     best = other;
@@ -94,7 +100,7 @@ impl<'a> Layer<'a> {
         }
         if let Some(homes) = &homes {
             let limit = best.largest().max(target);
-            bring_home(&mut best, homes, limit);
+            bring_home(&mut best, homes, limit, &mut Work::new(effort.work));
         }
         best
     }
@@ -122,7 +128,8 @@ pub(crate) fn single_precision(weights: &[f64]) -> Vec<f32> {
         }
         _ => 1.0,
     };
-    weights.iter().map(|w| (w * scale) as f32).collect()
+    // Adding zero makes the negative zero, whose bits are out of order, the positive one.
+    weights.iter().map(|w| (w * scale) as f32 + 0.0).collect()
 }
 
 struct Search<'l, 'a> {
@@ -136,25 +143,49 @@ struct Search<'l, 'a> {
 impl<'a> Search<'_, 'a> {
     /// The best layout on the way from one apportionment.
     fn from(&self, given: &Apportionment, order: &[u32], work: &mut Work) -> Layout<'a> {
+        let (mut layout, mut descent) = self.start(given, order);
+        if self.homes.is_none() {
+            // A second try is cheaper than what comes next, and leaves the ranks connected.
+            for choice in [Choice::First, Choice::Even] {
+                if choice == Choice::Even {
+                    (layout, descent) = self.start(given, order);
+                }
+                if self.swap(&mut layout, &mut descent, &[Links::Kept], choice, work) {
+                    return layout;
+                }
+            }
+        }
+        self.improve(&mut layout, descent, work);
+        layout
+    }
+
+    /// The layout from which swaps start.
+    fn start(&self, given: &Apportionment, order: &[u32]) -> (Layout<'a>, Descent) {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
-        let slack = Slack {
+        let could_connect = given.extras.len() + 1 >= ranks.live().count();
+        let mut slack = Slack {
             connect: self.effort.connect * self.bound,
             homes: self.homes,
             // Half of what balance may cost; the ranks of a node need the rest.
             node_limit: 1.0 + self.effort.node_tolerance / 2.0,
         };
-        let mut layout = Layout::new(
-            ranks,
-            weights,
-            pack(weights, &given.counts, order, ranks, slack),
-        );
-        self.improve(&mut layout, work);
-        layout
+        let mut packed = pack(weights, &given.counts, order, ranks, slack);
+        for _ in 0..WIDENINGS {
+            if packed.is_connected || !could_connect || slack.connect == 0.0 {
+                break;
+            }
+            slack.connect *= 2.0;
+            packed = pack(weights, &given.counts, order, ranks, slack);
+        }
+        let layout = Layout::new(ranks, weights, packed.slots);
+        let descent = Descent::new(&layout, packed.order);
+        (layout, descent)
     }
 
-    fn improve(&self, layout: &mut Layout<'a>, work: &mut Work) {
-        if !self.swap(layout, work) {
-            exchange(layout, self.target, self.effort.patience, work);
+    fn improve(&self, layout: &mut Layout<'a>, mut descent: Descent, work: &mut Work) {
+        let links = [Links::Kept, Links::Free];
+        if !self.swap(layout, &mut descent, &links, Choice::First, work) {
+            self.exchange(layout, descent, work);
         }
     }
 
@@ -162,10 +193,24 @@ impl<'a> Search<'_, 'a> {
     /// finds one, else with as few as it finds.
     fn not_below(&self, best: Layout<'a>, baseline: Layout<'a>) -> Layout<'a> {
         let limit = baseline.largest();
-        let mut repaired = without_duplicates(baseline.clone(), f64::INFINITY);
-        self.improve(&mut repaired, &mut Work::new(self.effort.work));
-        if repaired.largest() <= limit {
-            return repaired;
+        let repaired = without_duplicates(baseline.clone(), f64::INFINITY);
+        let effort = Effort {
+            patience: MORE_PATIENCE * self.effort.patience,
+            ..*self.effort
+        };
+        let patient = Search {
+            effort: &effort,
+            target: limit,
+            ..*self
+        };
+        let mut work = Work::new(self.effort.work);
+        for mut layout in [repaired, best.clone()] {
+            let slots = (0..layout.slots().len() as u32).collect();
+            let descent = Descent::new(&layout, slots);
+            patient.improve(&mut layout, descent, &mut work);
+            if layout.largest() <= limit {
+                return layout;
+            }
         }
         let partly = without_duplicates(baseline, limit);
         if partly.largest() < best.largest() {
@@ -175,57 +220,72 @@ impl<'a> Search<'_, 'a> {
         }
     }
 
-    /// Swaps, those first that cost nothing: of experts without replicas, and within nodes.
-    fn swap(&self, layout: &mut Layout<'a>, work: &mut Work) -> bool {
-        let within = [true, false];
-        let nodes = if self.homes.is_some() {
-            &within[..]
-        } else {
-            &within[1..]
-        };
-        nodes.iter().any(|&within_nodes| {
-            [true, false].into_iter().any(|singles| {
+    /// Swaps, those first that cost least: within nodes, and those that keep what replicas connect.
+    fn swap(
+        &self,
+        layout: &mut Layout<'a>,
+        descent: &mut Descent,
+        links: &[Links],
+        choice: Choice,
+        work: &mut Work,
+    ) -> bool {
+        let within = self.homes.map(|_| Reach::Node).into_iter();
+        within.chain(self.reaches()).any(|reach| {
+            links.iter().any(|&links| {
                 let swaps = Swaps {
-                    singles,
-                    within_nodes,
+                    links,
+                    choice,
+                    reach,
                     depth: DEPTH,
                 };
-                descend(layout, self.target, swaps, work)
+                descent.run(layout, self.target, swaps, work)
             })
         })
     }
-}
 
-/// Exchanges replicas and swaps after each exchange, also uphill, until no rank is above the target,
-/// some exchanges in a row brought nothing, or the work is done; leaves the best layout that was
-/// seen.
-fn exchange(layout: &mut Layout<'_>, target: f64, patience: usize, work: &mut Work) {
-    let swaps = Swaps {
-        singles: false,
-        within_nodes: false,
-        depth: DEPTH,
-    };
-    let mut tabu = Tabu::new(layout.weights.len());
-    let mut at = layout.clone();
-    let mut since = 0;
-    while since < patience && !work.is_done() {
-        let busiest = at.busiest();
-        let Some(found) = best_exchange(&at, busiest, target, &tabu, work) else {
-            return;
-        };
-        tabu.note(at.expert(found.slot), found.expert);
-        at.replace(found.slot, found.expert);
-        let reached = descend(&mut at, target, swaps, work);
-        since += 1;
-        let before = layout.largest();
-        if at.largest() < before {
-            layout.clone_from(&at);
-            if before - at.largest() > LEAST_PROGRESS * (before - target) {
-                since = 0;
+    /// How far experts may go, from what costs least on.
+    fn reaches(&self) -> impl Iterator<Item = Reach<'_>> + use<'_, 'a> {
+        self.homes.map(Reach::Home).into_iter().chain([Reach::All])
+    }
+
+    /// Exchanges replicas and swaps after each exchange, also uphill, until no rank is above the
+    /// target, some exchanges in a row brought nothing, or the work is done; leaves the best layout
+    /// that was seen.
+    fn exchange(&self, layout: &mut Layout<'a>, mut descent: Descent, work: &mut Work) {
+        // Less is no progress.
+        let least = LEAST_PROGRESS * self.effort.tolerance * self.bound;
+        let mut tabu = Tabu::new(layout.weights.len());
+        let mut at = layout.clone();
+        let mut since = 0;
+        while since < self.effort.patience && !work.is_done() {
+            let busiest = at.busiest();
+            let Some(found) = best_exchange(&at, busiest, self.target, &tabu, work) else {
+                return;
+            };
+            tabu.note(at.expert(found.slot), found.expert);
+            at.replace(found.slot, found.expert);
+            descent.resort(&at);
+            let reached = self.reaches().any(|reach| {
+                let swaps = Swaps {
+                    links: Links::Free,
+                    choice: Choice::First,
+                    reach,
+                    depth: DEPTH,
+                };
+                descent.run(&mut at, self.target, swaps, work)
+            });
+            since += 1;
+            let before = layout.largest();
+            let gain = before - at.largest();
+            if gain > 0.0 {
+                layout.clone_from(&at);
+                if gain > least.max(LEAST_PROGRESS * (before - self.target)) {
+                    since = 0;
+                }
             }
-        }
-        if reached {
-            return;
+            if reached {
+                return;
+            }
         }
     }
 }

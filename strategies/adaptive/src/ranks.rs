@@ -14,6 +14,11 @@ pub(crate) struct Ranks {
     /// The node of each rank, `[R]`.
     node: Vec<usize>,
     num_nodes: usize,
+    /// That of the fastest.
+    least_pace: f64,
+    are_as_fast: bool,
+    /// The rank of each slot, `[P]`.
+    rank_of: Vec<u32>,
 }
 
 impl Ranks {
@@ -30,6 +35,13 @@ impl Ranks {
             pace: ranks.clone().map(pace).collect(),
             node: ranks.map(node).collect(),
             num_nodes: topology.num_nodes(),
+            least_pace: slots
+                .iter()
+                .enumerate()
+                .map(|(rank, _)| pace(rank))
+                .fold(f64::INFINITY, f64::min),
+            are_as_fast: speeds.iter().all(|speed| *speed == speeds[0]),
+            rank_of: Vec::new(),
         };
         unfilled.with_slots(slots)
     }
@@ -47,8 +59,10 @@ impl Ranks {
             *total += n;
             Some(*total)
         });
+        let of = |(rank, &n): (usize, &usize)| std::iter::repeat_n(rank as u32, n);
         Self {
             offsets: std::iter::once(0).chain(ends).collect(),
+            rank_of: slots.iter().enumerate().flat_map(of).collect(),
             ..self.clone()
         }
     }
@@ -71,11 +85,15 @@ impl Ranks {
 
     /// The rank of a slot.
     pub(crate) fn rank_of(&self, slot: usize) -> usize {
-        self.offsets.partition_point(|&first| first <= slot) - 1
+        self.rank_of[slot] as usize
     }
 
     pub(crate) fn pace(&self, rank: usize) -> f64 {
         self.pace[rank]
+    }
+
+    pub(crate) fn least_pace(&self) -> f64 {
+        self.least_pace
     }
 
     pub(crate) fn node(&self, rank: usize) -> usize {
@@ -91,11 +109,15 @@ impl Ranks {
         (0..self.len()).filter(|&rank| !self.slots(rank).is_empty())
     }
 
+    /// Whether all ranks are as fast.
+    pub(crate) fn are_as_fast(&self) -> bool {
+        self.are_as_fast
+    }
+
     /// Whether all ranks have as many slots and are as fast.
     pub(crate) fn are_alike(&self) -> bool {
         let first = self.slots(0).len();
-        self.live().count() == self.len()
-            && (0..self.len()).all(|r| self.slots(r).len() == first && self.pace[r] == self.pace[0])
+        self.are_as_fast && (0..self.len()).all(|r| self.slots(r).len() == first)
     }
 
     /// No placement of these loads, `[E]`, gives every rank less time: neither than the mean, nor

@@ -291,7 +291,12 @@ fn best_step(layout: &Layout<'_>, held: &Held, target: f64) -> Option<Step> {
         }
     };
     let exchanges = Exchanges::of(layout, target);
-    exchanges.around(busy, &mut |slot, rank, expert| {
+    exchanges.around(busy, &mut |slot, rank, expert, least| {
+        // Most are no candidates, whatever they cost.
+        if -least <= 0.5 * best.map_or(0.0, |best| best.worth) || !exchanges.can_take(rank, expert)
+        {
+            return;
+        }
         let arrivals = held.arrives(rank, expert) - held.arrives(rank, layout.expert(slot));
         consider(
             &mut best,

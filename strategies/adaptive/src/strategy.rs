@@ -12,6 +12,7 @@ use crate::baseline::Hierarchy;
 use crate::budget;
 use crate::layers::slots_of_layers;
 use crate::layout::Layout;
+use crate::order;
 use crate::plan::{Effort, Layer, single_precision};
 use crate::ranks::Ranks;
 use crate::replan::{Goal, Stop, renumbered, way};
@@ -149,7 +150,8 @@ impl Adaptive {
 
     fn goal(&self, ranks: &Ranks, weights: &[f64]) -> Goal {
         let live = ranks.live().count();
-        let given = apportion(&single_precision(weights), ranks.num_slots(), live);
+        let load = single_precision(weights);
+        let given = apportion(&load, &order::experts(&load), ranks.num_slots(), live);
         let bound = ranks.bound(weights, &given.counts);
         Goal {
             enough: bound / self.replan.below,

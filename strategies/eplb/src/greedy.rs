@@ -210,11 +210,11 @@ impl Replication {
 /// with room.
 #[derive(Debug, Default)]
 struct Packing {
-    /// The packs with room from `head` on, the lightest first. A pack that takes an item goes back
-    /// in: near the end, since items come heaviest first, so that few others have to move.
-    queue: Vec<u64>,
+    /// A tree of matches between packs: the lightest with room at 1, the two that the winner at `i`
+    /// comes from at `2 i` and `2 i + 1`. It needs no branch that depends on the weights.
+    lightest: Vec<u64>,
     /// Items in each pack.
-    filled: Vec<usize>,
+    filled: Vec<u32>,
 }
 
 impl Packing {
@@ -222,27 +222,46 @@ impl Packing {
     /// pack, in the order in which they came.
     fn run(&mut self, order: &[u64], packs: usize, mut put: impl FnMut(usize, usize)) {
         let room = order.len() / packs;
-        let (queue, filled) = (&mut self.queue, &mut self.filled);
-        queue.clear();
-        queue.extend((0..packs).map(|pack| light_first(0.0, pack)));
+        let leaves = packs.next_power_of_two();
+        let (lightest, filled) = (&mut self.lightest, &mut self.filled);
+        lightest.clear();
+        // The first pack wins every match against an equal one: at depth d, each 2^d-th.
+        let mut depth = 1;
+        lightest.push(u64::MAX);
+        while depth <= leaves {
+            let step = leaves / depth;
+            lightest.extend((0..depth).map(|i| match i * step < packs {
+                true => light_first(0.0, i * step),
+                false => u64::MAX,
+            }));
+            depth *= 2;
+        }
         filled.clear();
         filled.resize(packs, 0);
-        for (head, &item) in order.iter().enumerate() {
-            let lightest = queue[head];
-            let pack = index_of(lightest);
-            put(pack * room + filled[pack], index_of(item));
+        let mut first = light_first(0.0, 0);
+        for &item in order {
+            let pack = index_of(first);
+            put(pack * room + filled[pack] as usize, index_of(item));
             filled[pack] += 1;
-            if filled[pack] < room {
-                let weight = f32::from_bits(high_bits(lightest)) + f32::from_bits(!high_bits(item));
-                let key = light_first(weight, pack);
-                queue.push(key);
-                let mut at = queue.len() - 1;
-                while at > head + 1 && queue[at - 1] > key {
-                    queue[at] = queue[at - 1];
-                    at -= 1;
-                }
-                queue[at] = key;
+            let weight = f32::from_bits(high_bits(first)) + f32::from_bits(!high_bits(item));
+            let is_full = filled[pack] as usize == room;
+            let key = if is_full {
+                u64::MAX
+            } else {
+                light_first(weight, pack)
+            };
+            // The next item need not wait for the way up: its pack is this one or the best of the
+            // others.
+            let (mut winner, mut others) = (key, u64::MAX);
+            let mut at = leaves + pack;
+            while at > 1 {
+                lightest[at] = winner;
+                let other = lightest[at ^ 1];
+                others = others.min(other);
+                winner = winner.min(other);
+                at /= 2;
             }
+            first = key.min(others);
         }
     }
 }

@@ -89,7 +89,7 @@ impl Default for Adaptive {
             risk: 0.0,
             speeds: Vec::new(),
             layer_budgets: false,
-            work: 2_000_000,
+            work: 700_000,
             patience: 16,
             replan: Replan::default(),
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{EXPERTS, Model, Seen, rotating, watched};
+use common::{EXPERTS, Model, Seen, rotating, spread_over, watched};
 use moekit_fused_moe::Reduction;
 use moekit_live::{Event, LiveConfig, LiveRank};
 use moekit_parallel::{ThreadMember, ThreadWorld};
@@ -72,13 +72,6 @@ fn drive(
         seen.unserved += model.step(live, 0, true).unwrap();
         seen.events.extend(live.end_step().unwrap().events);
     }
-}
-
-fn spread_over(live: &LiveRank, ranks: usize) -> bool {
-    let all = |p: &moekit_placement::Placement| {
-        p.num_ranks() == ranks && p.rank_offsets().windows(2).all(|w| w[1] > w[0])
-    };
-    live.placements().iter().all(all) && live.state().name() == "idle"
 }
 
 #[test]

@@ -6,10 +6,10 @@ mod common;
 use std::sync::Arc;
 use std::thread;
 
-use common::{Model, Rotate, Seen, rotating, run, watched};
-use moekit_fused_moe::Reduction;
+use common::{Model, Rotate, Seen, rotating, run, values, watched};
+use moekit_fused_moe::{ForwardOptions, Reduction};
 use moekit_live::{Event, FixedGroup, LiveConfig, LiveError};
-use moekit_parallel::{Communicator, ThreadGroup, ThreadWorld};
+use moekit_parallel::{Communicator, ThreadGroup, ThreadMember, ThreadWorld};
 
 /// Ranks as threads, each through `steps` steps.
 fn ranks(model: &Model, ranks: usize, config: &LiveConfig, steps: u64, exact: bool) -> Vec<Seen> {
@@ -86,6 +86,63 @@ fn little_staging_takes_more_commits() {
         assert_eq!(much, 1);
         assert_eq!(little, 3);
     });
+}
+
+/// Every rank computes the shared expert for its own tokens, whatever else it holds: with one rank
+/// more that is lost on the way.
+#[test]
+fn fused_shared_experts_stay_where_the_tokens_are() {
+    watched(|| {
+        for reduction in [Reduction::PerSlot, Reduction::PerRank] {
+            let model = Model::with_fused_shared(2, reduction);
+            let world = ThreadWorld::new(3);
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    let (model, member) = (model.clone(), world.enter());
+                    thread::spawn(move || beside_one_rank(&model, member, reduction))
+                })
+                .collect();
+            let commits: Vec<usize> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+            assert!(commits.iter().all(|&commits| commits >= 4), "{commits:?}");
+        }
+    });
+}
+
+/// Commits of a rank, every output of which is that of one rank by itself; member 2 goes without
+/// notice.
+fn beside_one_rank(model: &Model, member: ThreadMember, reduction: Reduction) -> usize {
+    let id = member.id();
+    let config = rotating().with_redundant_experts(1).with_synchronous(true);
+    let mut live = model.start(member, 3, config).unwrap();
+    let idle = LiveConfig::new(Arc::new(Rotate { by: 1 }));
+    let alone = model.start(ThreadWorld::new(1).enter(), 1, idle).unwrap();
+    let mut commits = 0;
+    while live.step() < 40 && !(id == 2 && live.step() == 20) {
+        let mut step = || {
+            for layer in 0..model.parts.len() {
+                let tokens = model.tokens(layer, id, live.step());
+                let got = live.forward(layer, tokens.clone(), ForwardOptions::new())?;
+                model.compare(layer, tokens.clone(), &got, false);
+                if reduction == Reduction::PerSlot && got.unserved.is_empty() {
+                    let expected = alone.forward(layer, tokens, ForwardOptions::new())?;
+                    let bits = |t| values(t).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                    assert_eq!(bits(got.inner.output), bits(expected.inner.output));
+                }
+            }
+            live.end_step()
+        };
+        match step() {
+            Ok(report) => {
+                let commit = |e: &&Event| matches!(e, Event::Committed { .. });
+                commits += report.events.iter().filter(commit).count();
+            }
+            Err(error) => {
+                assert!(error.ends_group(), "{error}");
+                live.recover().unwrap();
+            }
+        }
+    }
+    commits
 }
 
 /// Over a transport whose ranks are fixed, experts move all the same; only the group stays.

@@ -44,9 +44,8 @@ fn a_group_grows_and_shrinks_again_and_again() {
                     // Who has just left may not have told yet.
                     invited += pool.invite(size - 1 - invited)?;
                 }
-                while member.num_waiting()? < size - 1 {
-                    thread::yield_now();
-                }
+                pool.wait_for_newcomers(size - 1)?;
+                assert_eq!(member.num_waiting()?, size - 1);
                 let (members, group) = member.regroup()?;
                 assert_eq!((members[0], members.len()), (0, size));
                 sums.push(sum(&group, 1)?);

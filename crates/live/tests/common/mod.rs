@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
-use moekit_fused_moe::{ForwardOptions, FusedMoe, FusedMoeConfig, GateTensors, Reduction};
+use moekit_fused_moe::{
+    ForwardOptions, FusedMoe, FusedMoeConfig, GateTensors, Reduction, SharedExpertsConfig,
+};
 use moekit_live::{
     Event, ExpertSource, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank, Membership,
     SourceError,
@@ -118,31 +120,28 @@ impl ExpertSource for Shard {
 impl Model {
     /// Unquantized layers of random experts.
     pub fn random(layers: usize, reduction: Reduction) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(7);
-        let mut parts = Vec::new();
-        let mut experts = Vec::new();
-        for layer in 0..layers {
-            let layout = ExpertLayout::PerExpert {
-                module: "experts".to_owned(),
-                names: MlpNames::w123(),
-                bias: false,
-            };
-            let sizes = [EXPERTS, TOP_K, HIDDEN, WIDTH];
-            let spec = MoeLayerSpec::new(layer, sizes, layout, RouterSpec::new("gate.weight"));
-            let gate = GateTensors::new(floats(&mut rng, EXPERTS * HIDDEN));
-            let config = FusedMoeConfig::from_spec(&spec).with_reduction(reduction);
-            parts.push(LayerParts::new(spec, config, gate));
-            let expert = |_| {
-                let gate = linear(&mut rng, WIDTH, HIDDEN);
-                let (up, down) = (
-                    linear(&mut rng, WIDTH, HIDDEN),
-                    linear(&mut rng, HIDDEN, WIDTH),
-                );
-                Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
-            };
-            experts.push((0..EXPERTS).map(expert).collect());
-        }
+        let (parts, experts) = random_layers(layers, reduction, |config| config, |parts| parts);
         Self::new(parts, experts, HIDDEN)
+    }
+
+    /// The same with a shared expert in a slot of every rank; compared with one rank that computes
+    /// it apart.
+    pub fn with_fused_shared(layers: usize, reduction: Reduction) -> Self {
+        let shared = experts(1, HIDDEN, WIDTH);
+        let configure = |config: FusedMoeConfig| {
+            let shared = SharedExpertsConfig::new(WIDTH);
+            config.with_shared_experts(shared)
+        };
+        let (apart, experts) = random_layers(layers, reduction, configure, |parts| {
+            parts.with_shared(shared[0].clone())
+        });
+        let (parts, _) = random_layers(layers, reduction, configure, |parts| {
+            parts.with_fused_shared(shared.clone())
+        });
+        Self {
+            parts,
+            ..Self::new(apart, experts, HIDDEN)
+        }
     }
 
     pub fn new(parts: Vec<LayerParts>, experts: Vec<Vec<Arc<ExpertMlp>>>, hidden: usize) -> Self {
@@ -249,6 +248,40 @@ pub fn values(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
 
+/// Layers of random experts, and these.
+fn random_layers(
+    layers: usize,
+    reduction: Reduction,
+    configure: impl Fn(FusedMoeConfig) -> FusedMoeConfig,
+    complete: impl Fn(LayerParts) -> LayerParts,
+) -> (Vec<LayerParts>, Vec<Vec<Arc<ExpertMlp>>>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut parts = Vec::new();
+    let mut experts = Vec::new();
+    for layer in 0..layers {
+        let layout = ExpertLayout::PerExpert {
+            module: "experts".to_owned(),
+            names: MlpNames::w123(),
+            bias: false,
+        };
+        let sizes = [EXPERTS, TOP_K, HIDDEN, WIDTH];
+        let spec = MoeLayerSpec::new(layer, sizes, layout, RouterSpec::new("gate.weight"));
+        let gate = GateTensors::new(floats(&mut rng, EXPERTS * HIDDEN));
+        let config = FusedMoeConfig::from_spec(&spec).with_reduction(reduction);
+        parts.push(complete(LayerParts::new(spec, configure(config), gate)));
+        let expert = |_| {
+            let gate = linear(&mut rng, WIDTH, HIDDEN);
+            let (up, down) = (
+                linear(&mut rng, WIDTH, HIDDEN),
+                linear(&mut rng, HIDDEN, WIDTH),
+            );
+            Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
+        };
+        experts.push((0..EXPERTS).map(expert).collect());
+    }
+    (parts, experts)
+}
+
 /// The layer on one rank.
 pub fn one_rank(parts: &LayerParts, experts: &[Arc<ExpertMlp>]) -> FusedMoe {
     let first = &experts[0];
@@ -297,6 +330,13 @@ pub fn rotating() -> LiveConfig {
     LiveConfig::new(Arc::new(Rotate { by: 1 }))
         .with_interval(3)
         .with_retry(2)
+}
+
+/// Whether all ranks of a group of that size hold experts of every layer, and nothing moves.
+pub fn spread_over(live: &LiveRank, ranks: usize) -> bool {
+    let all =
+        |p: &Placement| p.num_ranks() == ranks && p.rank_offsets().windows(2).all(|w| w[1] > w[0]);
+    live.placements().iter().all(all) && live.state().name() == "idle"
 }
 
 /// What a rank saw.

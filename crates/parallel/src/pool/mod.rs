@@ -43,7 +43,7 @@ const TAG: u32 = MAX_TAG;
 ///     let (_, mut group) = member.regroup()?;
 ///     if rank == 0 {
 ///         assert_eq!(pool.invite(1)?, 1);
-///         while member.num_waiting()? == 0 {}
+///         pool.wait_for_newcomers(1)?;
 ///         group = member.regroup()?.1;
 ///     }
 ///     group.barrier()?;
@@ -103,6 +103,16 @@ impl RankPool {
             self.0.tell(rank, &Notice::Invited)?;
         }
         Ok(spares.len())
+    }
+
+    /// Waits until so many members wait to be let in: those that were invited come by themselves.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end.
+    pub fn wait_for_newcomers(&self, count: usize) -> Result<(), CommError> {
+        self.0
+            .wait(|seats| (seats.newcomers().len() >= count).then_some(()))
     }
 
     /// Waits as a spare until this rank is invited: `true`. `false` when nobody is left that could

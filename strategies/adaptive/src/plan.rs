@@ -44,6 +44,8 @@ const LEAST_PROGRESS: f64 = 0.05;
 /// As many times longer is searched for a plan without experts twice on a rank that is as good as one
 /// with.
 const MORE_PATIENCE: usize = 16;
+/// How far above the target swaps of single experts may end and be tried once more.
+const NEARLY: f64 = 0.005;
 /// How often what may be given up to connect ranks is doubled if it does not suffice.
 const WIDENINGS: usize = 3;
 /// Busiest ranks whose swaps are looked at before an exchange is.
@@ -145,13 +147,15 @@ impl<'a> Search<'_, 'a> {
     fn from(&self, given: &Apportionment, order: &[u32], work: &mut Work) -> Layout<'a> {
         let (mut layout, mut descent) = self.start(given, order);
         if self.homes.is_none() {
+            let kept = &[Links::Kept];
+            if self.swap(&mut layout, &mut descent, kept, Choice::First, work) {
+                return layout;
+            }
             // A second try is cheaper than what comes next, and leaves the ranks connected.
-            for choice in [Choice::First, Choice::Even] {
-                if choice == Choice::Even {
-                    (layout, descent) = self.start(given, order);
-                }
-                if self.swap(&mut layout, &mut descent, &[Links::Kept], choice, work) {
-                    return layout;
+            if layout.largest() <= self.target * (1.0 + NEARLY) {
+                let (mut other, mut descent) = self.start(given, order);
+                if self.swap(&mut other, &mut descent, kept, Choice::Even, work) {
+                    return other;
                 }
             }
         }

@@ -107,6 +107,34 @@ fn replicas_leave_room_for_the_split_of_a_step() {
 }
 
 #[test]
+fn replicas_connect_all_ranks() {
+    let mut rng = rng(7);
+    let layers: Vec<Vec<f64>> = (0..24).map(|_| lognormal(1.04, &mut rng)).collect();
+    let topology = Topology::new(32).unwrap();
+    let load = rows(&layers);
+    let plan = Adaptive::default()
+        .place(&request(&load, &topology, 288))
+        .unwrap();
+    for layer in plan.layers() {
+        // Ranks that are reached from the first one over experts that both hold.
+        let mut reached = vec![0];
+        let mut next = 0;
+        while next < reached.len() {
+            let held = layer.experts_of(Rank::new(reached[next])).unwrap();
+            for rank in 0..32 {
+                let shares = |e| held.contains(e);
+                let other = layer.experts_of(Rank::new(rank)).unwrap();
+                if !reached.contains(&rank) && other.iter().any(shares) {
+                    reached.push(rank);
+                }
+            }
+            next += 1;
+        }
+        assert_eq!(reached.len(), 32);
+    }
+}
+
+#[test]
 fn fast_ranks_carry_more() {
     let load = rows(&[lognormal(0.8, &mut rng(5))]);
     let topology = Topology::new(8).unwrap();

@@ -1,4 +1,5 @@
-//! `moekit run` with ranks as processes: the results of ranks as threads.
+//! `moekit run` with ranks as processes: the results of ranks as threads. `moekit live` with
+//! processes that come and go: the results of one rank.
 
 #![cfg(feature = "mpi")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it would panic")]
@@ -20,6 +21,11 @@ fn fixture(name: &str) -> String {
 
 /// Starts programs, each with its number of processes and the arguments of `moekit run`.
 fn mpirun(programs: &[(usize, &[&str])]) -> Assert {
+    start("run", programs)
+}
+
+/// Starts programs, each with its number of processes and its arguments.
+fn start(subcommand: &str, programs: &[(usize, &[&str])]) -> Assert {
     let mut command = Command::new("mpirun");
     command
         .current_dir(repository())
@@ -35,7 +41,7 @@ fn mpirun(programs: &[(usize, &[&str])]) -> Assert {
         }
         let size = size.to_string();
         command
-            .args(["-n", &size, env!("CARGO_BIN_EXE_moekit"), "run"])
+            .args(["-n", &size, env!("CARGO_BIN_EXE_moekit"), subcommand])
             .args(*args)
             .args(["--comm", "mpi", "--threads", "1"]);
     }
@@ -44,7 +50,10 @@ fn mpirun(programs: &[(usize, &[&str])]) -> Assert {
 
 /// What a failed job says; miette's frame and line breaks are gone.
 fn failure(programs: &[(usize, &[&str])]) -> String {
-    let assert = mpirun(programs).failure();
+    message(&mpirun(programs).failure())
+}
+
+fn message(assert: &Assert) -> String {
     let output = assert.get_output();
     assert!(output.status.code().is_some(), "it ends by itself");
     assert!(output.stdout.is_empty(), "nothing on stdout");
@@ -185,4 +194,78 @@ fn processes_must_make_the_same_plan() {
         text.contains("ranks 0 and 1 have made different plans"),
         "{text}"
     );
+}
+
+/// The steps and the summary of `moekit live` with that many processes.
+fn live(size: usize, args: &[&str]) -> (Vec<Value>, Value) {
+    let checkpoint = fixture("qwen3_moe-bf16");
+    let common = ["--tokens", "16", "--strategy", "eplb", "--drift", "0.1"];
+    let settings = ["--rebalance", "interval=6,window=6", "--synchronous"];
+    let checks = ["--invariant", "--check", "1"];
+    let args = [&[&*checkpoint], &common[..], &settings, &checks, args].concat();
+    let assert = start("live", &[(size, &args)]).success();
+    let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let mut lines: Vec<Value> = lines.collect();
+    let summary = lines.pop().unwrap()["summary"].clone();
+    (lines, summary)
+}
+
+fn ranks(steps: &[Value]) -> Vec<u64> {
+    let mut ranks: Vec<u64> = steps.iter().map(|s| s["ranks"].as_u64().unwrap()).collect();
+    ranks.dedup();
+    ranks
+}
+
+#[test]
+fn a_live_group_takes_spares_in_and_gives_them_back() {
+    let (steps, summary) = live(
+        4,
+        &[
+            "--ranks",
+            "1",
+            "--steps",
+            "120",
+            "--resize",
+            "5:4,50:3,90:1",
+        ],
+    );
+    assert_eq!(ranks(&steps), [1, 4, 3, 1]);
+    assert_eq!(steps.len(), 120);
+    assert_eq!(
+        (&summary["wrong_outputs"], &summary["failures"]),
+        (&0.into(), &0.into())
+    );
+    // Reports of a rank that has left may come too late to be counted.
+    assert!(summary["compared_outputs"].as_u64().unwrap() > 120 * 16);
+    assert!(summary["moved_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_live_group_goes_on_without_a_process_that_is_lost_to_it() {
+    let (steps, summary) = live(3, &["--steps", "60", "--lose", "20:1", "--resize", "40:3"]);
+    assert_eq!(ranks(&steps), [3, 2, 3], "it comes again as a spare");
+    assert_eq!(summary["wrong_outputs"], 0);
+    assert!(
+        summary["unserved_tokens"].as_u64().unwrap() > 0,
+        "{summary}"
+    );
+}
+
+#[test]
+fn a_live_group_has_no_more_ranks_than_processes() {
+    let checkpoint = fixture("qwen3_moe-bf16");
+    let text = message(&start("live", &[(2, &[&checkpoint, "--resize", "9:3"])]).failure());
+    assert!(
+        text.contains("`--resize` wants 3 ranks, but MPI has started 2 processes"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_live_process_that_fails_ends_the_job_with_its_message() {
+    let checkpoint = fixture("qwen3_moe-bf16");
+    let good = [&*checkpoint, "--steps", "1000000", "--ranks", "3"];
+    let text = message(&start("live", &[(2, &good), (1, &["/nowhere"])]).failure());
+    assert!(text.contains("rank 2 of 3 failed: /nowhere"), "{text}");
 }

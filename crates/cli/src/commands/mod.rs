@@ -1,6 +1,7 @@
 //! One module per subcommand.
 
 pub(crate) mod bench;
+mod comm;
 pub(crate) mod compare;
 pub(crate) mod export;
 pub(crate) mod generate;

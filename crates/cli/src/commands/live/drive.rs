@@ -1,9 +1,6 @@
-//! The ranks of a live run, as threads.
+//! What a rank of a live run does, as a thread or as a process.
 
-use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,9 +8,9 @@ use moekit::burn::tensor::{DType, Tensor};
 use moekit::fused_moe::{ForwardOptions, FusedMoeConfig, Reduction};
 use moekit::kernels::CpuKernel;
 use moekit::live::{
-    CheckpointExperts, Event, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank,
+    CheckpointExperts, Event, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank, Membership,
 };
-use moekit::parallel::{ThreadMember, ThreadWorld};
+use moekit::parallel::ThreadWorld;
 use moekit::placement::{ModelPlacement, Placement};
 use moekit::quant::MoeLayerSpec;
 use moekit::routing::Rank;
@@ -32,9 +29,9 @@ pub(super) struct Setup {
     pub(super) initial: ModelPlacement,
     pub(super) config: LiveConfig,
     pub(super) steps: u64,
+    /// Whether to wait for what otherwise goes on beside the steps.
+    pub(super) synchronous: bool,
     pub(super) changes: Vec<Change>,
-    /// Which of them have cost a rank already.
-    pub(super) taken: Mutex<BTreeSet<usize>>,
     pub(super) stop: AtomicBool,
     /// Every how many steps outputs are compared with those of one rank.
     pub(super) check: Option<u64>,
@@ -66,13 +63,6 @@ pub(super) enum What {
     Lose(usize),
 }
 
-/// A rank's word to the one who watches.
-pub(super) enum Message {
-    Step(Box<RankStep>),
-    /// The rank ends, by an error if there is one.
-    End(Result<(), LiveError>),
-}
-
 /// One rank that holds all experts, to compare with.
 #[derive(Debug)]
 pub(super) struct Reference(Mutex<(LiveRank, Vec<Arc<Scripted>>)>);
@@ -88,12 +78,10 @@ impl Setup {
         .next_back()
     }
 
-    /// Whether a rank is lost in a step. Once: survivors that get its number are not.
+    /// Whether a rank is lost in a step.
     fn is_lost(&self, step: u64, rank: usize) -> bool {
         let lost = |c: &Change| c.step == step && c.what == What::Lose(rank);
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut due = self.changes.iter().enumerate().filter(|(_, c)| lost(c));
-        due.any(|(change, _)| taken.insert(change))
+        self.changes.iter().any(lost)
     }
 
     /// The layers of a rank, and what dictates the choice of each.
@@ -127,30 +115,47 @@ impl Setup {
     }
 }
 
-/// Runs one rank until all steps are done or it leaves.
-pub(super) fn run_rank(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) {
-    // After a panic nothing of the rank is used but that it has ended.
-    let result = catch_unwind(AssertUnwindSafe(|| steps(setup, member, messages)));
-    let result = result.unwrap_or_else(|_| {
-        Err(LiveError::Config(
-            "a rank panicked, see its message above".to_owned(),
-        ))
-    });
-    // Nobody listens any more if the run has ended.
-    messages.send(Message::End(result)).ok();
+/// Counts the changes of the group that have been seen to.
+#[derive(Debug, Default)]
+pub(super) struct Growth(usize);
+
+impl Growth {
+    /// How many ranks are to come after a step, if it is rank 0 that has ended it.
+    pub(super) fn missing(&mut self, setup: &Setup, report: &RankStep) -> usize {
+        let step = report.report.step + 1;
+        let due = setup.changes.iter().filter(|change| change.step <= step);
+        let before = std::mem::replace(&mut self.0, due.count());
+        if self.0 <= before {
+            return 0;
+        }
+        let wanted = setup.wanted_ranks(step);
+        wanted.map_or(0, |wanted| wanted.saturating_sub(report.ranks))
+    }
+
+    /// The last change is still to be seen to.
+    pub(super) fn again(&mut self) {
+        self.0 = self.0.saturating_sub(1);
+    }
 }
 
-fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Result<(), LiveError> {
+/// Runs one rank until all steps are done or it leaves, and tells of each step.
+pub(super) fn take_part(
+    setup: &Setup,
+    member: impl Membership + 'static,
+    mut tell: impl FnMut(RankStep) -> Result<(), LiveError>,
+) -> Result<(), LiveError> {
     let (parts, scripts) = setup.layers()?;
     let source = Arc::new(setup.experts.clone());
     let (initial, config) = (setup.initial.clone(), setup.config.clone());
     let mut live = LiveRank::start(member, parts, source, initial, config)?;
+    // Of a step that is repeated, survivors that get the number of one that is lost are not.
+    let mut repeated = 0;
     // What happened between steps, for the next report.
     let mut news = Vec::new();
     while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
         let (rank, ranks) = (live.rank().map_or(0, Rank::index), live.members().len());
         let next = live.step() + 1;
-        if ranks > 1 && setup.is_lost(next, rank) {
+        if ranks > 1 && next > repeated && setup.is_lost(next, rank) {
             return Ok(());
         }
         let wanted = setup.wanted_ranks(next);
@@ -167,19 +172,22 @@ fn steps(setup: &Setup, member: ThreadMember, messages: &Sender<Message>) -> Res
                 // Its outputs are there, whatever comes of the group.
                 Err(_) => report.report.step = next,
             }
-            messages.send(Message::Step(Box::new(report))).ok();
+            tell(report)?;
             ended
         });
         match ended {
             Ok(ended) if ended.events.contains(&Event::Left) => return Ok(()),
             Ok(_) => {}
             Err(_) if setup.stop.load(Ordering::Relaxed) => return Ok(()),
-            Err(error) if error.ends_group() => match live.recover() {
-                Ok(event) => news.push(event),
-                // What went wrong every time says more.
-                Err(LiveError::NoProgress { .. }) => return Err(error),
-                Err(other) => return Err(other),
-            },
+            Err(error) if error.ends_group() => {
+                repeated = next;
+                match live.recover() {
+                    Ok(event) => news.push(event),
+                    // What went wrong every time says more.
+                    Err(LiveError::NoProgress { .. }) => return Err(error),
+                    Err(other) => return Err(other),
+                }
+            }
             Err(error) => return Err(error),
         }
     }

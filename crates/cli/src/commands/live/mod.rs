@@ -3,49 +3,46 @@
 mod changes;
 mod dashboard;
 mod drive;
+mod processes;
 #[cfg(feature = "prometheus")]
 mod prometheus;
 mod rebalance;
 mod record;
+mod show;
 mod stream;
+mod threads;
 mod verdict;
 
 use std::io::IsTerminal;
 #[cfg(feature = "prometheus")]
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::thread::Builder;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use moekit::checkpoint::Checkpoint;
 use moekit::eval::workload::{Profile, Workload};
 use moekit::fused_moe::Reduction;
 use moekit::kernels::CpuKernel;
-use moekit::live::{CheckpointExperts, LiveConfig};
-use moekit::parallel::ThreadWorld;
+use moekit::live::{CheckpointExperts, LiveConfig, LiveError};
 use moekit::placement::{ModelPlacement, PlacementRequest, PlacementStrategy};
 use moekit::quant::{MoeLayerSpec, QuantBackend, TensorSource, backend_for};
 use moekit::routing::ReplicaSelector;
 use serde::{Deserialize, Serialize};
 
 use self::changes::MOST_RANKS;
-use self::dashboard::Dashboard;
-use self::drive::{Change, Message, Setup, run_rank};
+use self::drive::{Change, Setup, What};
 use self::rebalance::Rebalance;
-use self::record::{Recorder, Step, Summary};
+use self::record::Summary;
+use self::show::Show;
 use self::stream::Stream;
 use self::verdict::verdict;
+use super::comm::{CommOption, count, run_over_mpi};
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::print_line;
 use crate::planning::{GroupOptions, MOST_TOKENS};
-
-/// How often the dashboard is drawn.
-const FRAME: Duration = Duration::from_millis(100);
 
 /// Arguments of `moekit live`.
 #[derive(Args)]
@@ -58,7 +55,8 @@ pub(crate) struct Live {
     /// A TOML file with any of these flags; flags win
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Serves metrics for Prometheus [default address: 127.0.0.1:9187]
+    /// Serves metrics for Prometheus, over MPI those of process N at the port + N [default address:
+    /// 127.0.0.1:9187]
     #[cfg(feature = "prometheus")]
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:9187")]
     prometheus: Option<SocketAddr>,
@@ -71,6 +69,11 @@ struct LiveOptions {
     #[command(flatten)]
     #[serde(flatten)]
     group: GroupOptions,
+    /// What the ranks are; with `mpi`, the group begins with `--ranks` processes, all by default, and
+    /// the others wait as spares [default: threads]
+    #[arg(long, value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<CommOption>,
     /// Popularity of the experts, as in `moekit generate` [default: r1-mt]
     #[arg(long, value_name = "NAME[:PARAM]")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,16 +144,25 @@ struct LiveOptions {
 
 impl Live {
     pub(crate) fn run(self) -> Result<()> {
-        let options = match &self.config {
+        let mut options = match &self.config {
             Some(file) => merge(&self.options, file, &[])?,
-            None => self.options,
+            None => self.options.clone(),
         };
-        #[cfg(feature = "prometheus")]
-        if let Some(address) = self.prometheus {
-            prometheus::serve(address)?;
+        if options.comm.unwrap_or_default() == CommOption::Mpi {
+            return run_over_mpi(|comm| {
+                options.group.ranks.get_or_insert(comm.size());
+                // One alone refuses, so that the message comes once.
+                if comm.rank().index() == 0 {
+                    options.check_processes(comm.size())?;
+                }
+                comm.barrier().map_err(LiveError::from)?;
+                self.serve(comm.rank().index())?;
+                let setup = options.setup(&self.checkpoint)?;
+                processes::run(&setup, options.ranks(), &comm)
+            });
         }
+        self.serve(0)?;
         let setup = Arc::new(options.setup(&self.checkpoint)?);
-        let ranks = options.ranks();
         let title = format!(
             "{}: {} under {}, {}",
             self.checkpoint.display(),
@@ -159,16 +171,39 @@ impl Live {
             options.rebalance()
         );
         let show = Show::new(options.json, title)?;
-        let summary = watch(&setup, ranks, show, options.check.is_some())?;
+        let summary = threads::watch(&setup, options.ranks(), show)?;
         if options.json || !std::io::stdout().is_terminal() {
-            let text = serde_json::to_string(&serde_json::json!({ "summary": summary }));
-            print_line(&text.unwrap_or_default())?;
+            print_summary(&summary)?;
         } else {
             print_line(&summary.lines())?;
         }
         let stopped = setup.stop.load(Ordering::Relaxed);
         verdict(&summary, &setup.changes, (!stopped).then_some(setup.steps))
     }
+
+    /// Serves the metrics of a process, if that is wanted.
+    #[cfg(feature = "prometheus")]
+    fn serve(&self, process: usize) -> Result<()> {
+        match self.prometheus {
+            Some(address) => prometheus::serve(address, process),
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(not(feature = "prometheus"))]
+    #[allow(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "with the feature it serves"
+    )]
+    fn serve(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn print_summary(summary: &Summary) -> Result<()> {
+    let text = serde_json::to_string(&serde_json::json!({ "summary": summary }));
+    print_line(&text.unwrap_or_default())
 }
 
 impl LiveOptions {
@@ -193,6 +228,26 @@ impl LiveOptions {
         match self.check {
             Some(0) => Err(CliError::usage("`--check 0`: every 1st step is the most")),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether there are processes for all ranks that are ever wanted.
+    fn check_processes(&self, size: usize) -> Result<()> {
+        let resized = self
+            .changes()?
+            .into_iter()
+            .filter_map(|change| match change.what {
+                What::Ranks(ranks) => Some(("resize", ranks)),
+                What::Lose(_) => None,
+            });
+        let mut wanted = std::iter::once(("ranks", self.ranks())).chain(resized);
+        match wanted.find(|(_, ranks)| *ranks > size) {
+            None => Ok(()),
+            Some((flag, ranks)) => Err(CliError::usage(format!(
+                "`--{flag}` wants {ranks} ranks, but MPI has started {}: start as many \
+                 (`mpirun -n {ranks}`)",
+                count(size)
+            ))),
         }
     }
 
@@ -247,8 +302,8 @@ impl LiveOptions {
             stream,
             config: self.config(strategy)?,
             steps,
+            synchronous: self.synchronous,
             changes,
-            taken: Mutex::default(),
             stop: AtomicBool::new(false),
             check: self.check,
             reference: None,
@@ -298,108 +353,4 @@ impl LiveOptions {
         let (resize, lose) = (self.resize.as_deref(), self.lose.as_deref());
         changes::parse(resize, lose, self.ranks(), self.steps())
     }
-}
-
-/// Where steps are shown.
-enum Show {
-    Screen(Box<Dashboard>),
-    Lines,
-}
-
-impl Show {
-    fn new(json: bool, title: String) -> Result<Self> {
-        if json || !std::io::stdout().is_terminal() {
-            return Ok(Self::Lines);
-        }
-        let dashboard = Dashboard::open(title)
-            .map_err(|e| CliError::usage(format!("the terminal cannot be drawn on: {e}")))?;
-        Ok(Self::Screen(Box::new(dashboard)))
-    }
-
-    fn steps(&mut self, steps: Vec<Step>) -> Result<()> {
-        for step in steps {
-            match self {
-                Self::Screen(dashboard) => dashboard.push(step),
-                Self::Lines => print_line(&serde_json::to_string(&step).unwrap_or_default())?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the user wants to end.
-    fn draw(&mut self) -> Result<bool> {
-        match self {
-            Self::Screen(dashboard) => dashboard
-                .draw()
-                .map_err(|e| CliError::usage(format!("the terminal cannot be drawn on: {e}"))),
-            Self::Lines => Ok(false),
-        }
-    }
-}
-
-/// Starts the ranks, lets newcomers in as the group is to grow, and shows what they say.
-fn watch(setup: &Arc<Setup>, ranks: usize, mut show: Show, check: bool) -> Result<Summary> {
-    let world = ThreadWorld::new(ranks);
-    let (send, messages) = channel();
-    let mut running = 0;
-    for _ in 0..ranks {
-        spawn(setup, &world, &send)?;
-        running += 1;
-    }
-    let mut recorder = Recorder::new(check);
-    let mut failed = None;
-    let mut grown = 0;
-    let mut drawn = Instant::now();
-    while running > 0 {
-        match messages.recv_timeout(FRAME).ok() {
-            Some(Message::Step(report)) => {
-                // Ranks beyond the wanted number leave by themselves; those that are missing come.
-                let step = report.report.step + 1;
-                let due = setup
-                    .changes
-                    .iter()
-                    .filter(|change| change.step <= step)
-                    .count();
-                if report.rank == 0 && due > grown {
-                    grown = due;
-                    let wanted = setup.wanted_ranks(step).unwrap_or(report.ranks);
-                    for _ in report.ranks..wanted {
-                        spawn(setup, &world, &send)?;
-                        running += 1;
-                    }
-                }
-                show.steps(recorder.push(*report))?;
-            }
-            Some(Message::End(result)) => {
-                running -= 1;
-                if let Err(error) = result {
-                    setup.stop.store(true, Ordering::Relaxed);
-                    failed = failed.or(Some(error));
-                }
-            }
-            None => {}
-        }
-        if drawn.elapsed() >= FRAME {
-            drawn = Instant::now();
-        } else {
-            continue;
-        }
-        if show.draw()? {
-            setup.stop.store(true, Ordering::Relaxed);
-        }
-    }
-    drop(show);
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(recorder.summary()),
-    }
-}
-
-fn spawn(setup: &Arc<Setup>, world: &ThreadWorld, messages: &Sender<Message>) -> Result<()> {
-    let (setup, member, messages) = (setup.clone(), world.enter(), messages.clone());
-    Builder::new()
-        .name(format!("member {}", member.id()))
-        .spawn(move || run_rank(&setup, member, &messages))
-        .map_err(|e| CliError::usage(format!("the system gives no thread for a rank: {e}")))?;
-    Ok(())
 }

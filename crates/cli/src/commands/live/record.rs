@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use moekit::live::{Event, StepReport};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What one rank did in one step.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RankStep {
     pub(super) rank: usize,
     pub(super) ranks: usize,

@@ -5,34 +5,22 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use moekit::fused_moe::FusedMoeError;
 use moekit::parallel::{CommError, Communicator, CommunicatorExt, ThreadGroup};
 use moekit::placement::ModelPlacement;
 use moekit::routing::Rank;
-use serde::{Deserialize, Serialize};
 
 use super::RunOptions;
 use super::execute::RankRun;
+use crate::commands::comm;
+pub(super) use crate::commands::comm::CommOption;
 use crate::error::{CliError, Result};
-
-/// What the ranks are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum CommOption {
-    /// Threads of this process
-    #[default]
-    Threads,
-    /// Processes that `mpirun` started
-    Mpi,
-}
 
 /// The ranks that this process runs.
 pub(super) enum Ranks {
     /// All of them, each a thread.
     Threads,
     /// One, over a communicator.
-    #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "needs MPI"))]
     Process(Arc<dyn Communicator>),
 }
 
@@ -112,54 +100,23 @@ fn collect(comm: &dyn Communicator, own: RankRun) -> Result<Option<Vec<RankRun>>
     Ok(Some(all))
 }
 
-/// Runs as one process of many; a failure on any of them ends them all.
-#[cfg(feature = "mpi")]
+/// Runs as one process of many.
 pub(super) fn run_over_mpi(mut options: RunOptions) -> Result<()> {
-    use std::io::{self, Write};
-
-    use moekit::parallel::{GroupError, MpiCommunicator, MpiGroup};
-
-    let body = |comm: MpiCommunicator| -> Result<()> {
-        let comm: Arc<dyn Communicator> = Arc::new(comm);
+    comm::run_over_mpi(|comm| {
         check_size(&*comm, options.group.ranks)?;
         options.group.ranks = Some(comm.size());
         options.execute(&Ranks::Process(comm))
-    };
-    let result = MpiGroup::run(body, |error| {
-        // In one piece, as mpirun mixes what processes write.
-        let report = miette::Report::new(CliError::usage(error.to_string()));
-        let text = format!("Error: {report:?}\n");
-        // Without stderr there is nobody to tell.
-        io::stderr().write_all(text.as_bytes()).ok();
-    });
-    match result {
-        Ok(()) => Ok(()),
-        // No rank has run, so none has printed.
-        Err(error @ GroupError::Transport { .. }) => Err(error.into()),
-        Err(_) => MpiGroup::end_job(1),
-    }
-}
-
-/// A command without MPI says how to get it.
-#[cfg(not(feature = "mpi"))]
-pub(super) fn run_over_mpi(_: RunOptions) -> Result<()> {
-    Err(CliError::usage(
-        "this moekit has no MPI: build it with `--features mpi`",
-    ))
+    })
 }
 
 /// Rank 0 alone refuses, so that the message comes once.
-#[cfg(feature = "mpi")]
 fn check_size(comm: &dyn Communicator, ranks: Option<usize>) -> Result<()> {
     match ranks {
         Some(ranks) if ranks != comm.size() && comm.rank().index() == 0 => {
             Err(CliError::usage(format!(
                 "`--ranks {ranks}`, but MPI has started {}: leave it out, or start as many \
                  processes (`mpirun -n {ranks}`)",
-                match comm.size() {
-                    1 => "1 process".to_owned(),
-                    size => format!("{size} processes"),
-                }
+                comm::count(comm.size())
             )))
         }
         _ => Ok(comm.barrier().map_err(FusedMoeError::dispatch)?),

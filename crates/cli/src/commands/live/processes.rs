@@ -1,0 +1,132 @@
+//! The ranks of a live run as processes: those beyond the group wait as spares.
+
+use std::sync::Arc;
+
+use moekit::live::LiveError;
+use moekit::parallel::{CommError, Communicator, RankPool};
+use moekit::routing::Rank;
+
+use super::drive::{Growth, Setup, take_part};
+use super::print_summary;
+use super::record::{RankStep, Recorder};
+use super::show::Show;
+use super::verdict::verdict;
+use crate::error::{CliError, Result};
+
+/// The tag of reports to the first process.
+const REPORT: u32 = 0;
+
+/// This process, from its first group to the end of the run. The first process prints what all
+/// report.
+///
+/// # Arguments
+///
+/// - `ranks` - processes of the first group.
+pub(super) fn run(setup: &Setup, ranks: usize, comm: &Arc<dyn Communicator>) -> Result<()> {
+    let pool = RankPool::new(comm.clone(), ranks);
+    let mut reports = Reports::new(setup, comm);
+    let mut growth = Growth::default();
+    let mut is_wanted = comm.rank().index() < ranks;
+    while is_wanted || pool.wait_for_invitation().map_err(LiveError::from)? {
+        is_wanted = false;
+        let mut problem = None;
+        let result = take_part(setup, pool.enter(), |report| {
+            // All processes count, as each of them may become rank 0.
+            let missing = match (growth.missing(setup, &report), report.rank) {
+                (missing, 0) => missing,
+                _ => 0,
+            };
+            let invited = pool.invite(missing)?;
+            if invited < missing {
+                // Who has just left may not have told yet.
+                growth.again();
+            }
+            if setup.synchronous {
+                pool.wait_for_newcomers(invited)?;
+            }
+            reports.push(report).map_err(|error| {
+                let message = error.to_string();
+                problem = Some(error);
+                LiveError::Config(message)
+            })
+        });
+        match result {
+            Ok(()) => {}
+            // It was invited, but the run has ended before it was let in.
+            Err(LiveError::Group(CommError::NoGroup)) => break,
+            Err(error) => return Err(problem.unwrap_or_else(|| error.into())),
+        }
+    }
+    reports.finish(setup)
+}
+
+/// The way of the reports: over the communicator, or onto the screen.
+struct Reports<'a> {
+    comm: &'a Arc<dyn Communicator>,
+    recorder: Recorder,
+}
+
+impl<'a> Reports<'a> {
+    fn new(setup: &Setup, comm: &'a Arc<dyn Communicator>) -> Self {
+        Self {
+            comm,
+            recorder: Recorder::new(setup.check.is_some()),
+        }
+    }
+
+    fn is_first(&self) -> bool {
+        self.comm.rank().index() == 0
+    }
+
+    fn push(&mut self, report: RankStep) -> Result<()> {
+        if !self.is_first() {
+            let bytes = serde_json::to_vec(&report).map_err(|error| unreadable(&error))?;
+            let sent = self.comm.send(Rank::new(0), REPORT, bytes.into());
+            return Ok(sent.map_err(LiveError::from)?);
+        }
+        self.show(report)?;
+        for rank in (1..self.comm.size()).map(Rank::new) {
+            while let Some(report) = self.comm.try_recv(rank, REPORT).map_err(LiveError::from)? {
+                self.show(
+                    serde_json::from_slice(&report.to_bytes())
+                        .map_err(|error| unreadable(&error))?,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, report: RankStep) -> Result<()> {
+        Show::Lines.steps(self.recorder.push(report))
+    }
+
+    /// The first process waits for what is still to come, and prints the summary; others say that
+    /// nothing more does.
+    fn finish(mut self, setup: &Setup) -> Result<()> {
+        if !self.is_first() {
+            let end = self
+                .comm
+                .send(Rank::new(0), REPORT, Vec::<u8>::new().into());
+            return Ok(end.map_err(LiveError::from)?);
+        }
+        for rank in (1..self.comm.size()).map(Rank::new) {
+            loop {
+                let report = self.comm.recv(rank, REPORT).map_err(LiveError::from)?;
+                if report.is_empty() {
+                    break;
+                }
+                self.show(
+                    serde_json::from_slice(&report.to_bytes())
+                        .map_err(|error| unreadable(&error))?,
+                )?;
+            }
+        }
+        let summary = self.recorder.summary();
+        print_summary(&summary)?;
+        verdict(&summary, &setup.changes, Some(setup.steps))
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> CliError {
+    CliError::usage(format!("the report of a rank cannot be read: {error}"))
+}

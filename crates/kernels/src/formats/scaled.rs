@@ -152,8 +152,6 @@ pub(super) const ROWS: usize = 8;
 pub(super) const ROWS_OF_TWO: usize = 3;
 /// Rows times panels whose sums fit into registers twice: those of a group, and of the row.
 const HELD: usize = 6;
-/// Steps of a group whose products are fewer than what it costs to have the sums of rows in memory.
-const SMALL_GROUP: usize = 16;
 
 /// Multiplies a tile of at most [`ROWS`] rows, or [`ROWS_OF_TWO`].
 ///
@@ -231,11 +229,8 @@ impl<C: Codes, A: Arithmetic, const ROWS: usize> Op for Shaped<MultiplyAndKeep<'
 ///
 /// As [`multiply`].
 pub(super) unsafe fn multiply_decoded<A: Arithmetic>(isa: Isa, tile: &Tile) {
-    // Where groups are small, some rows after the other: as many as have their sums in registers.
-    let parts = match tile.scaling.group < SMALL_GROUP {
-        true => tile.rows.div_ceil(HELD),
-        false => 1,
-    };
+    // Some rows after the other: as many as have all their sums in registers.
+    let parts = tile.rows.div_ceil(HELD);
     let mut tile = *tile;
     for part in 0..parts {
         let [first, end] = [part, part + 1].map(|part| part * tile.rows / parts);
@@ -246,7 +241,7 @@ pub(super) unsafe fn multiply_decoded<A: Arithmetic>(isa: Isa, tile: &Tile) {
     }
 }
 
-/// Multiplies rows `first..end` of a tile of one panel that has been decoded.
+/// Multiplies rows `first..end` of a tile of one panel that has been decoded, at most [`HELD`].
 ///
 /// # Safety
 ///
@@ -260,7 +255,7 @@ unsafe fn multiply_rows<A: Arithmetic>(isa: Isa, tile: &Tile, first: usize, end:
             ..*tile
         };
         let op = MultiplyDecoded::<A>(&rows, PhantomData);
-        by_shape!(isa, (1, end - first), op, 1 2 3 4 5 6 7 8 9 10 11 12,);
+        by_shape!(isa, (1, end - first), op, 1 2 3 4 5 6,);
     }
 }
 

@@ -27,6 +27,10 @@ pub(crate) struct Leader {
     answers: bool,
     /// Whether something failed and is due again.
     again: bool,
+    /// Whether the migration under way is that of a plan.
+    adopted: bool,
+    /// Whether the last thing that was tried was to read experts that nobody holds, and failed.
+    unread: bool,
     /// Whether a trigger that looks at the balance has fired.
     alarm: bool,
     /// Until which step such a trigger is not heeded: a plan that it led to was skipped.
@@ -88,6 +92,8 @@ impl Leader {
             reshape,
             answers: false,
             again: false,
+            adopted: false,
+            unread: false,
             alarm: false,
             quiet_until: step,
             leaving: vec![false; shape[2]],
@@ -130,6 +136,8 @@ impl Leader {
 
     /// After a migration, that of a plan or one that reads what nobody holds, or its failure.
     pub(crate) fn migration_ended(&mut self, failed: bool) {
+        let adopted = std::mem::take(&mut self.adopted);
+        self.unread = failed && !adopted;
         if failed {
             self.plan_failed();
         } else {
@@ -186,7 +194,7 @@ impl Leader {
     /// Whether ranks that come or go have precedence over experts that nobody holds: when these
     /// could not be read, before the next attempt.
     fn are_ranks_first(&self, view: &View<'_>) -> bool {
-        self.again && (view.is_other_group_due() || self.is_mandatory(view))
+        self.unread && (view.is_other_group_due() || self.is_mandatory(view))
     }
 
     /// Begins to plan beside the next forward passes, if it is time to. Called when the loads of
@@ -217,6 +225,7 @@ impl Leader {
 
     fn start(&mut self, view: &View<'_>, mandatory: bool) -> Result<(), String> {
         self.alarm = false;
+        self.unread = false;
         if self.abandoned >= MAX_ABANDONED {
             return Err(format!(
                 "{} planners never returned, no other is started",
@@ -273,18 +282,77 @@ impl Leader {
         }
         let objection = view.config.cost.filter(|_| !plan.mandatory);
         let objection = objection.and_then(|cost| cost.objection(plan.gain, plan.bytes));
-        Some(match objection {
-            Some(reason) => self.skip(view, reason),
-            None => Command::Adopt {
-                layers: plan.target,
-                order: plan.order,
-                gain: plan.gain,
-            },
+        if let Some(reason) = objection {
+            return Some(self.skip(view, reason));
+        }
+        self.adopted = true;
+        Some(Command::Adopt {
+            layers: plan.target,
+            order: plan.order,
+            gain: plan.gain,
         })
     }
 
     fn failed(&mut self, reason: String) -> Command {
         self.plan_failed();
         Command::Fail { reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use moekit_placement::{ModelPlacement, PlacementRequest, PlacementStrategy, typetag};
+
+    use super::*;
+
+    /// Experts one by one.
+    #[derive(Debug, serde::Serialize, serde::Deserialize)]
+    struct InOrder;
+
+    #[typetag::serde(name = "live-leader-test-in-order")]
+    impl PlacementStrategy for InOrder {
+        fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
+            let experts = request.num_logical_experts();
+            let slots = (0..experts).collect();
+            let layer = Placement::new(experts, slots, request.rank_offsets())?;
+            ModelPlacement::new(vec![layer])
+        }
+    }
+
+    #[test]
+    fn a_plan_that_was_not_carried_out_is_made_again_and_no_other() {
+        let config = LiveConfig::new(Arc::new(InOrder)).with_synchronous(true);
+        // The ranks have changed, which one plan is to answer.
+        let mut leader = Leader::new(&config, [1, 2, 2], true, 0);
+        let step = |leader: &mut Leader, step, retry| {
+            let view = View {
+                config: &config,
+                step,
+                placements: vec![Placement::from_ranks(2, &[[1], [0]]).unwrap()],
+                expert_bytes: &[1],
+                leaving: &[false; 2],
+                waiting: 0,
+                any_absent: false,
+                moving: false,
+                retry,
+            };
+            let command = leader.decide(&view);
+            leader.plan(&view);
+            command
+        };
+        assert_eq!(step(&mut leader, 1, None), None);
+        let adopt = step(&mut leader, 2, None);
+        assert!(matches!(adopt, Some(Command::Adopt { .. })), "{adopt:?}");
+        // Some rank could not.
+        leader.migration_ended(true);
+        assert_eq!(step(&mut leader, 3, Some(5)), None);
+        assert_eq!(step(&mut leader, 4, Some(5)), None);
+        assert_eq!(step(&mut leader, 5, Some(5)), None);
+        assert_eq!(step(&mut leader, 6, Some(5)), adopt);
+        leader.migration_ended(false);
+        assert_eq!(step(&mut leader, 7, None), None);
+        assert_eq!(step(&mut leader, 8, None), None);
     }
 }

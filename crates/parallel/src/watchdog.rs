@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Far beyond what any test needs, even on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs `test` on a thread and fails if it does not end. The thread of a test that hangs is left
 /// behind; it ends with the process.

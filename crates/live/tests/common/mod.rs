@@ -1,15 +1,20 @@
 //! Small layers, ranks that are threads, and a watchdog.
-#![allow(dead_code, unreachable_pub, reason = "a module of several tests")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "a module of several tests"
+)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod faulty;
 pub mod fixtures;
+#[path = "../../../parallel/src/watchdog.rs"]
+mod watchdog;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
@@ -33,27 +38,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use watchdog::watched;
+
 pub const EXPERTS: usize = 6;
 pub const HIDDEN: usize = 8;
 pub const WIDTH: usize = 4;
 pub const TOP_K: usize = 2;
-
-/// Runs `test` on a thread and fails if it does not end: nothing may hang.
-pub fn watched<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, wait) = channel();
-    let thread = thread::spawn(move || {
-        let value = test();
-        done.send(value).ok();
-    });
-    match wait.recv_timeout(Duration::from_secs(300)) {
-        Ok(value) => value,
-        Err(RecvTimeoutError::Timeout) => panic!("the test hangs"),
-        Err(RecvTimeoutError::Disconnected) => match thread.join() {
-            Err(panic) => std::panic::resume_unwind(panic),
-            Ok(()) => panic!("the test ended without a value"),
-        },
-    }
-}
 
 fn floats(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
     (0..count)

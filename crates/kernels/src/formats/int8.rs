@@ -81,21 +81,46 @@ impl Op for Quantize<'_> {
         let (integers, extra) = self.units.split_at_mut(self.units.len() - EXTRA);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(integers);
         bytes[self.values.len()..].fill(0);
-        let mut sum = 0;
+        let mut sum = 0.0;
         if scale == 0.0 || scale.is_nan() {
             bytes.fill(0);
         } else {
-            // A number whose last bit is 1, so that adding it rounds, and the low byte of the sum
-            // is that of the integer.
-            const BIG: f32 = (1_u32 << 23) as f32 + (1_u32 << 22) as f32;
-            for (byte, x) in bytes.iter_mut().zip(self.values) {
-                let rounded = (x / scale).clamp(-128.0, 127.0) + BIG;
-                *byte = rounded.to_bits() as u8;
-                sum += i32::from((rounded.to_bits() as u8).cast_signed());
-            }
+            // SAFETY: the caller's promise.
+            sum = unsafe { round_to_bytes::<S>(self.values, scale, bytes) };
         }
-        extra.copy_from_slice(&[scale.to_bits(), (-128 * sum).cast_unsigned()]);
+        extra.copy_from_slice(&[scale.to_bits(), (-128 * sum as i32).cast_unsigned()]);
     }
+}
+
+/// Writes values over a scale as nearest integers, and returns the sum of these, which is exact for
+/// [`MAX_FEATURES`].
+///
+/// # Safety
+///
+/// The machine has the instructions of `S`.
+#[inline(always)]
+unsafe fn round_to_bytes<S: Simd>(values: &[f32], scale: f32, bytes: &mut [u8]) -> f32 {
+    // A number whose last bit is 1, so that adding it rounds, and the low byte of the sum is that
+    // of the integer.
+    const BIG: f32 = (1_u32 << 23) as f32 + (1_u32 << 22) as f32;
+    let mut sums = [0.0; LANES];
+    for (x, bytes) in values.chunks(LANES).zip(bytes.chunks_mut(LANES)) {
+        let mut values = [0.0; LANES];
+        values[..x.len()].copy_from_slice(x);
+        // SAFETY: the caller's promise; all arrays are 32 values long.
+        unsafe {
+            let x = S::div(S::load(values.as_ptr()), S::splat(scale));
+            let x = S::at_least(S::at_most(x, S::splat(127.0)), S::splat(-128.0));
+            let rounded = S::add(x, S::splat(BIG));
+            S::store(values.as_mut_ptr(), rounded);
+            let sum = S::add(S::load(sums.as_ptr()), S::sub(rounded, S::splat(BIG)));
+            S::store(sums.as_mut_ptr(), sum);
+        }
+        let rounded = values.map(|x| x.to_bits() as u8);
+        let len = bytes.len();
+        bytes.copy_from_slice(&rounded[..len]);
+    }
+    sums.iter().sum()
 }
 
 /// Multiplies a tile, whose steps are all that a row has.

@@ -5,6 +5,7 @@ mod finish;
 mod inputs;
 mod job;
 mod memory;
+mod multiply;
 mod pack;
 mod phase;
 mod plan;

@@ -1,24 +1,21 @@
 //! What the threads of a call do.
-#![allow(
-    unsafe_code,
-    reason = "tiles, buffers that threads write disjoint parts of"
-)]
+#![allow(unsafe_code, reason = "buffers that threads write disjoint parts of")]
 
-use std::ptr;
 use std::sync::atomic::AtomicBool;
 
 use super::activate::Activate;
 use super::finish::{Finish, Sum};
 use super::job::{Chunk, Job, Outputs};
 use super::memory::{Scratch, Shared};
+use super::multiply::{Panels, Part, multiply};
 use super::pack::{Row, Tiles, pack_row};
 use super::phase::{FailOnPanic, Phase, Task};
-use super::plan::{BLOCK, LinearPlan, MlpPlan};
+use super::plan::MlpPlan;
 use crate::batch::RouterWeight;
-use crate::formats::{DECODED, DIRECT_ROWS, Direct, Input, Quantize, SCALES, Scaling, int8_units};
+use crate::formats::{Input, Quantize, int8_units};
 use crate::rows::Rows;
 use crate::simd::LANES;
-use crate::tile::{Prefetch, SUMS, Tile};
+use crate::tile::SUMS;
 
 /// Columns and rows of a task of the last step.
 const SUM_COLUMNS: usize = 512;
@@ -42,19 +39,6 @@ pub(super) struct Work<'a> {
     w2: Phase,
     sum: Phase,
     failed: AtomicBool,
-}
-
-/// A panel with its linear.
-type Panel<'p, 'a> = (&'p LinearPlan<'a>, usize);
-/// Those of a task.
-type Panels<'p, 'a> = [Option<Panel<'p, 'a>>; 2];
-
-/// A panel of a linear and what it is multiplied with.
-#[derive(Clone, Copy)]
-struct Part<'a> {
-    linear: &'a LinearPlan<'a>,
-    panel: usize,
-    input: &'a [u32],
 }
 
 impl<'a> Work<'a> {
@@ -165,7 +149,7 @@ impl<'a> Work<'a> {
                 input: &*packed[sources[i]],
             })
         });
-        self.multiply(parts, tiles, sums, block, next);
+        multiply(self.job.isa, parts, tiles, sums, block, next);
         self.activate(chunk, mlp, task.index, tiles, sums);
     }
 
@@ -305,7 +289,14 @@ impl<'a> Work<'a> {
                 input,
             })
         });
-        self.multiply(parts, tiles, scratch.sums, scratch.block, next);
+        multiply(
+            self.job.isa,
+            parts,
+            tiles,
+            scratch.sums,
+            scratch.block,
+            next,
+        );
         self.finish(chunk, panels, task.index, scratch.sums);
     }
 
@@ -360,191 +351,6 @@ impl<'a> Work<'a> {
             let out = unsafe { self.out.part_mut(row * hidden_size + column, columns) };
             // SAFETY: `CpuKernel::isa` gives what the machine has.
             unsafe { self.job.isa.dispatch(Sum { terms, out }) };
-        }
-    }
-
-    /// Multiplies the rows of a chunk with one or two panels, each of which has its half of `sums`.
-    ///
-    /// # Arguments
-    ///
-    /// - `next` - what this thread reads after that.
-    fn multiply(
-        &self,
-        parts: [Option<Part<'_>>; 2],
-        tiles: Tiles,
-        sums: &mut [f32],
-        block: &mut [f32],
-        next: Panels<'_, '_>,
-    ) {
-        sums.fill(0.0);
-        let start = |(linear, panel): Panel<'_, '_>| linear.panel(panel).as_ptr();
-        let next = next.map(|panel| panel.map_or(ptr::null(), start));
-        if let [Some(first), Some(second)] = parts
-            && let Some(direct) = self.together(first, second, tiles)
-        {
-            return self.direct(direct, &[first, second], tiles, sums, block, next);
-        }
-        for (i, part) in parts.iter().enumerate() {
-            let Some(part) = part else { continue };
-            let sums = &mut sums[i * LANES..];
-            let next = match parts.get(i + 1) {
-                Some(Some(second)) => [start((second.linear, second.panel)), ptr::null()],
-                _ => next,
-            };
-            match part.linear.direct {
-                Some(direct) => {
-                    self.direct(direct, &[*part], tiles, sums, block, next);
-                }
-                None => self.widened(*part, tiles, sums, block),
-            }
-        }
-    }
-
-    /// The loop that multiplies two panels at once, for so few rows that one panel would leave
-    /// registers unused and sums waiting for each other.
-    fn together(&self, first: Part<'_>, second: Part<'_>, tiles: Tiles) -> Option<Direct> {
-        let (a, b) = (first.linear.direct?, second.linear.direct?);
-        let same = ptr::fn_addr_eq(a.tile, b.tile)
-            && a.grouping == b.grouping
-            && ptr::eq(first.input, second.input);
-        let most = a.rows_of_two.min(self.job.isa.max_rows_of_two());
-        let fits = tiles.iter().all(|(_, rows)| rows <= most);
-        (same && fits).then_some(a)
-    }
-
-    /// Multiplies out of panels, which belong to the same loop and take the same input.
-    fn direct(
-        &self,
-        direct: Direct,
-        parts: &[Part<'_>],
-        tiles: Tiles,
-        sums: &mut [f32],
-        block: &mut [f32],
-        next: [*const u8; 2],
-    ) {
-        let part = parts[0];
-        let panel = |i: usize| parts.get(i).map_or(&[][..], |p| p.linear.panel(p.panel));
-        let (features, units) = (part.linear.features, part.linear.units());
-        let steps = features / direct.features;
-        assert!(
-            (0..parts.len()).all(|i| panel(i).len() >= steps * direct.bytes),
-            "a panel holds all steps"
-        );
-        let decoded = direct.decoded.filter(|_| tiles.rows() > DIRECT_ROWS);
-        let (block, kept) = block.split_at_mut(4 * SCALES);
-        assert!(decoded.is_none() || parts.len() == 1 && kept.len() >= DECODED);
-        let kept: *mut u8 = kept.as_mut_ptr().cast();
-        // Where few rows share a panel, memory alone is the limit, and what the processor fetches
-        // ahead by itself comes faster than what it is asked for, unless decoding slows it down.
-        let few = self.job.isa.max_rows_of_two();
-        let is_asked_for = direct.decoded.is_some() || tiles.iter().any(|(_, rows)| rows > few);
-        for start in (0..steps).step_by(direct.steps) {
-            let steps_here = direct.steps.min(steps - start);
-            let offset = start * direct.bytes;
-            let bytes = steps_here * direct.bytes;
-            let after = match start + steps_here < steps {
-                true => [0, 1].map(|i| panel(i).as_ptr().wrapping_add(offset + bytes)),
-                false => next,
-            };
-            let scaling = self.scaling(direct, parts, start, steps_here, block, next);
-            let share = bytes.div_ceil(tiles.len());
-            for (tile, (first, rows)) in tiles.iter().enumerate() {
-                let input = &part.input[first * units..][..rows * units];
-                let prefetch = match is_asked_for && !after[0].is_null() {
-                    true => {
-                        let after = after.map(|after| after.wrapping_add(tile * share));
-                        Prefetch::over(after, share, steps_here)
-                    }
-                    false => Prefetch::NONE,
-                };
-                let tile = Tile {
-                    a: input[start * direct.units * rows..].as_ptr(),
-                    b: [0, 1].map(|i| panel(i).as_ptr().wrapping_add(offset)),
-                    sums: sums[first * SUMS..].as_mut_ptr(),
-                    rows,
-                    panels: parts.len(),
-                    steps: steps_here,
-                    prefetch,
-                    scaling,
-                };
-                // SAFETY: the instruction set is an available one. The input of the tile holds
-                // `units` for each row, the panels all steps (both asserted), and sums `SUMS` for
-                // each row of the chunk; the scaling is that of these steps of these panels. The
-                // first tile writes what the others read, for which there is room.
-                unsafe {
-                    let isa = self.job.isa;
-                    match decoded {
-                        None => (direct.tile)(isa, &tile),
-                        Some(decoded) if first == 0 => (decoded.first)(isa, &tile, kept),
-                        Some(decoded) => {
-                            let b = [kept.cast_const(), ptr::null()];
-                            (decoded.tile)(isa, &Tile { b, ..tile });
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Decodes the scales of some steps of one or two panels into `block`.
-    fn scaling(
-        &self,
-        direct: Direct,
-        parts: &[Part<'_>],
-        start: usize,
-        steps: usize,
-        block: &mut [f32],
-        next: [*const u8; 2],
-    ) -> Scaling {
-        let Some(grouping) = direct.grouping else {
-            return Scaling::NONE;
-        };
-        let first = start * direct.features;
-        let features = first..first + steps * direct.features;
-        let mut scaling = Scaling {
-            first: grouping.rest(first) / direct.features,
-            group: grouping.group / direct.features,
-            ..Scaling::NONE
-        };
-        for (i, (part, block)) in parts
-            .iter()
-            .zip(block.chunks_exact_mut(2 * SCALES))
-            .enumerate()
-        {
-            let (scales, above) = block.split_at_mut(SCALES);
-            let above = bytemuck::cast_slice_mut(above);
-            let isa = self.job.isa;
-            part.linear
-                .decode_scales(isa, part.panel, &features, scales, above, next[i]);
-            scaling.scales[i] = scales.as_ptr();
-            scaling.above[i] = above.as_ptr();
-        }
-        scaling
-    }
-
-    /// Widens a block of the panel at a time, for formats without a loop of their own.
-    fn widened(&self, part: Part<'_>, tiles: Tiles, sums: &mut [f32], block: &mut [f32]) {
-        let features = part.linear.features;
-        let direct = Direct::widened();
-        for start in (0..features).step_by(BLOCK) {
-            let len = BLOCK.min(features - start);
-            let block = &mut block[..len * LANES];
-            part.linear.unpack(part.panel, start..start + len, block);
-            for (first, rows) in tiles.iter() {
-                let input = &part.input[first * features..][..rows * features];
-                let tile = Tile {
-                    a: input[start * rows..].as_ptr(),
-                    b: [block.as_ptr().cast(), ptr::null()],
-                    sums: sums[first * SUMS..].as_mut_ptr(),
-                    rows,
-                    panels: 1,
-                    steps: len,
-                    prefetch: Prefetch::NONE,
-                    scaling: Scaling::NONE,
-                };
-                // SAFETY: as in `direct`; the block holds 32 values for each step.
-                unsafe { (direct.tile)(self.job.isa, &tile) };
-            }
         }
     }
 }

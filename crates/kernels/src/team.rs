@@ -63,11 +63,7 @@ impl Team {
     ///
     /// - `threads` - those that work on a call, the calling one included.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
-        let mut team = Self {
-            helpers: Vec::new(),
-            shared: Arc::default(),
-            turn: Mutex::default(),
-        };
+        let mut team = Self::alone();
         for index in 0..threads.saturating_sub(1) {
             let shared = Arc::clone(&team.shared);
             let thread = thread::Builder::new().name(format!("moekit-{index}"));
@@ -86,6 +82,7 @@ impl Team {
         })
     }
 
+    /// The calling thread.
     fn alone() -> Self {
         Self {
             helpers: Vec::new(),

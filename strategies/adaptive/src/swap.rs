@@ -196,10 +196,9 @@ impl Descent {
     ) -> Option<(usize, usize)> {
         let over = layout.times()[busy] - target;
         let limits = STEPS.map(|part| target + (1.0 - part) * over);
-        let mut found = limits
-            .iter()
-            .filter_map(|&limit| self.swap_below(layout, busy, lightest, limit, swaps, work));
-        found.next()
+        limits
+            .into_iter()
+            .find_map(|limit| self.swap_below(layout, busy, lightest, limit, swaps, work))
     }
 
     /// A swap after which neither a busy rank nor the other one is above a limit.
@@ -232,22 +231,21 @@ impl Descent {
                 work.spend(1);
                 let light = ranks.rank_of(b);
                 let light_time = layout.times()[light] + less * ranks.pace(light);
-                if light_time <= limit {
-                    let theirs = layout.expert(b);
-                    if swaps.reach.allows(layout, [a, b])
-                        && !layout.holds(light, mine)
-                        && !layout.holds(busy, theirs)
-                        && swaps.links.allow(layout, [a, b])
-                    {
-                        if swaps.choice == Choice::First {
-                            return Some((a, b));
-                        }
-                        let left = layout.times()[busy] - less * ranks.pace(busy);
-                        let value = left.max(light_time);
-                        if value < least_value {
-                            (best, least_value) = (Some((a, b)), value);
-                        }
-                    }
+                let fits = light_time <= limit
+                    && swaps.reach.allows(layout, [a, b])
+                    && !layout.holds(light, mine)
+                    && !layout.holds(busy, layout.expert(b))
+                    && swaps.links.allow(layout, [a, b]);
+                if !fits {
+                    continue;
+                }
+                if swaps.choice == Choice::First {
+                    return Some((a, b));
+                }
+                let left = layout.times()[busy] - less * ranks.pace(busy);
+                let value = left.max(light_time);
+                if value < least_value {
+                    (best, least_value) = (Some((a, b)), value);
                 }
             }
         }

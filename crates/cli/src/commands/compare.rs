@@ -132,17 +132,20 @@ impl Compare {
 impl Report {
     /// One plan is enough: what the others lack stands beside it.
     fn check(&self) -> Result<()> {
-        let mut first = None;
-        for outcome in &self.strategies {
-            match outcome {
-                Outcome::Plan(_) => return Ok(()),
-                Outcome::Refused { error, .. } => first = first.or(Some(error)),
-            }
+        let refusals: Option<Vec<&String>> = self
+            .strategies
+            .iter()
+            .map(|outcome| match outcome {
+                Outcome::Refused { error, .. } => Some(error),
+                Outcome::Plan(_) => None,
+            })
+            .collect();
+        match refusals.as_deref() {
+            Some([first, ..]) => Err(CliError::usage(format!(
+                "no strategy has a plan; the first refusal is: {first}"
+            ))),
+            _ => Ok(()),
         }
-        let none = "no strategy has a plan";
-        Err(CliError::usage(first.map_or(none.to_owned(), |first| {
-            format!("{none}; the first refusal is: {first}")
-        })))
     }
 }
 

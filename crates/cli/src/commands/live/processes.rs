@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use moekit::live::LiveError;
-use moekit::parallel::{CommError, Communicator, RankPool};
+use moekit::parallel::{Buffer, CommError, Communicator, RankPool};
 use moekit::routing::Rank;
 
 use super::drive::{Growth, Setup, take_part};
@@ -87,10 +87,7 @@ impl<'a> Reports<'a> {
         self.show(report)?;
         for rank in (1..self.comm.size()).map(Rank::new) {
             while let Some(report) = self.comm.try_recv(rank, REPORT).map_err(LiveError::from)? {
-                self.show(
-                    serde_json::from_slice(&report.to_bytes())
-                        .map_err(|error| unreadable(&error))?,
-                )?;
+                self.show(read(&report)?)?;
             }
         }
         Ok(())
@@ -115,16 +112,17 @@ impl<'a> Reports<'a> {
                 if report.is_empty() {
                     break;
                 }
-                self.show(
-                    serde_json::from_slice(&report.to_bytes())
-                        .map_err(|error| unreadable(&error))?,
-                )?;
+                self.show(read(&report)?)?;
             }
         }
         let summary = self.recorder.summary();
         print_summary(&summary)?;
         verdict(&summary, &setup.changes, Some(setup.steps))
     }
+}
+
+fn read(report: &Buffer) -> Result<RankStep> {
+    serde_json::from_slice(&report.to_bytes()).map_err(|error| unreadable(&error))
 }
 
 fn unreadable(error: &serde_json::Error) -> CliError {

@@ -1,7 +1,9 @@
 //! What the commands that place experts share: the flags, and the request that they make.
 
 use clap::Args;
-use moekit::placement::{PlacementRequest, PlacementStrategy, Topology, strategy_from_value};
+use moekit::placement::{
+    MigrationBudget, PlacementRequest, PlacementStrategy, Topology, strategy_from_value,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Setting, parse_setting, settings, strategy_config};
@@ -106,6 +108,58 @@ impl ShapeOptions {
             request = request.with_expert_groups(groups)?;
         }
         Ok(request)
+    }
+}
+
+/// What a migration may cost.
+#[derive(Args, Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct BudgetOptions {
+    /// How many slots a plan may fill with an expert new to their rank, over all layers; the plan of
+    /// a strategy that does not keep to it is cut to the part that gains most
+    #[arg(long, value_name = "SLOTS", conflicts_with = "budget_bytes")]
+    #[serde(rename = "budget-slots", skip_serializing_if = "Option::is_none")]
+    pub(crate) budget_slots: Option<usize>,
+    /// The same in bytes; needs `--expert-bytes`
+    #[arg(long, value_name = "BYTES")]
+    #[serde(rename = "budget-bytes", skip_serializing_if = "Option::is_none")]
+    pub(crate) budget_bytes: Option<u64>,
+    /// Bytes of one expert, for the bytes that travel
+    #[arg(long, value_name = "BYTES")]
+    #[serde(rename = "expert-bytes", skip_serializing_if = "Option::is_none")]
+    pub(crate) expert_bytes: Option<u64>,
+}
+
+impl BudgetOptions {
+    pub(crate) fn budget(&self) -> Result<MigrationBudget> {
+        match (self.budget_slots, self.budget_bytes, self.expert_bytes) {
+            // Flags that exclude each other do so in a file too.
+            (Some(slots), Some(bytes), _) => Err(CliError::usage(format!(
+                "`budget-slots` ({slots}) and `budget-bytes` ({bytes}) exclude each other"
+            ))),
+            (_, Some(bytes), None) => Err(CliError::usage(format!(
+                "`budget-bytes` ({bytes}) needs `expert-bytes`: what one expert takes of it"
+            ))),
+            (_, _, Some(0)) => Err(CliError::usage(
+                "`expert-bytes` is 0; an expert has at least 1 byte",
+            )),
+            (_, Some(budget), Some(per_expert)) => {
+                Ok(MigrationBudget::Bytes { budget, per_expert })
+            }
+            (Some(slots), None, _) => Ok(MigrationBudget::Slots(slots)),
+            (None, None, _) => Ok(MigrationBudget::Unlimited),
+        }
+    }
+
+    /// The first of these flags that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        [
+            ("budget-slots", self.budget_slots.is_some()),
+            ("budget-bytes", self.budget_bytes.is_some()),
+            ("expert-bytes", self.expert_bytes.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(name, given)| given.then_some(name))
     }
 }
 

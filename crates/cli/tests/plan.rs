@@ -196,14 +196,52 @@ fn a_plan_tells_the_way_from_the_placement_in_force() {
     let report = json(&[&base[..], &["--ranks", "2", "--json"]].concat());
     assert_eq!(report["migration"]["link_bytes"], Value::Null);
     assert_eq!(report["migration"]["same_node"], 7);
+    assert_eq!(report["migration"]["only_on_leaving_ranks"], 4);
+    let text = stdout(&[&base[..], &["--ranks", "2", "--out", &out]].concat());
+    assert!(
+        text.contains("4 experts were on no rank that stays"),
+        "{text}"
+    );
 
-    for flag in ["--expert-bytes", "--budget-slots"] {
+    for flag in ["--expert-bytes", "--budget-slots", "--budget-bytes"] {
         let error = failure(&["plan", "--load", &load, flag, "1"]);
         assert!(error.contains("needs `current`"), "{error}");
     }
     assert!(
         failure(&[&base[..], &["--ranks", "4", "--expert-bytes", "0"]].concat()).contains("1 byte")
     );
+}
+
+#[test]
+fn a_budget_in_bytes_is_one_in_slots() {
+    let files = Files::new();
+    let load = files.write("load.csv", "600,560,120,120,20,10,10,10\n");
+    let shape = ["--load", &load, "--ranks", "4", "--redundant", "4"];
+    let current = files.path("p.json").display().to_string();
+    let base = [&["plan"], &shape[..]].concat();
+    stdout(&[&base[..], &["--out", &current]].concat());
+
+    let base = [&base[..], &["--strategy", "eplb", "--current", &current]].concat();
+    let placement = |budget: &[&str]| {
+        let report = json(&[&base[..], budget, &["--json"]].concat());
+        let moved = report["aggregate"]["slots_moved"].as_u64().unwrap();
+        (moved, report["placement"].clone())
+    };
+    let (moved, in_slots) = placement(&["--budget-slots", "2"]);
+    assert!((1..=2).contains(&moved), "{moved}");
+    let bytes = ["--expert-bytes", "100", "--budget-bytes", "299"];
+    assert_eq!(placement(&bytes), (moved, in_slots));
+
+    for (flags, problem) in [
+        (&["--budget-bytes", "299"][..], "needs `expert-bytes`"),
+        (
+            &["--budget-slots", "2", "--budget-bytes", "299"],
+            "cannot be used with",
+        ),
+    ] {
+        let error = failure(&[&base[..], flags].concat());
+        assert!(error.contains(problem), "{error}");
+    }
 }
 
 #[test]

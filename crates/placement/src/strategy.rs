@@ -88,8 +88,9 @@ impl dyn PlacementStrategy + '_ {
         request: &PlacementRequest<'_>,
     ) -> Result<ModelPlacement, PlacementError> {
         let plan = self.plan(request)?;
-        let (Some(current), Some(load), MigrationBudget::Slots(slots)) =
-            (request.current(), request.load(), request.budget())
+        let budget = request.budget();
+        let (Some(current), Some(load), Some(slots)) =
+            (request.current(), request.load(), budget.slots())
         else {
             return Ok(plan);
         };
@@ -99,7 +100,12 @@ impl dyn PlacementStrategy + '_ {
             return Ok(plan);
         }
         let planner = MigrationPlanner::new(request.topology());
-        let cut = planner.cut(current, &plan, load, StepBudget::Slots(slots));
+        let cut = match budget {
+            MigrationBudget::Bytes { budget, per_expert } => planner
+                .with_expert_bytes(per_expert)
+                .cut(current, &plan, load, StepBudget::Bytes(budget)),
+            _ => planner.cut(current, &plan, load, StepBudget::Slots(slots)),
+        };
         match cut {
             Ok(cut) => Ok(cut.reached),
             Err(PlacementError::BudgetTooSmall { .. }) if current.check_slots(request).is_ok() => {

@@ -1,6 +1,9 @@
 //! The way from the placement in force to a plan: what `plan --current` tells.
 
+use std::collections::BTreeSet;
+
 use moekit::placement::{MigrationPlanner, MigrationSummary, ModelPlacement, Topology, Traffic};
+use moekit::routing::Placement;
 use serde::Serialize;
 
 use crate::charts::{Page, bars};
@@ -11,6 +14,8 @@ use crate::error::Result;
 pub(super) struct MigrationReport {
     /// Slots of the plan that keep their expert.
     unchanged: usize,
+    /// Experts, over all layers, that the placement in force has only on ranks beyond the plan's.
+    only_on_leaving_ranks: usize,
     /// All layers, one after the other.
     #[serde(flatten)]
     all: MigrationSummary,
@@ -41,6 +46,7 @@ impl MigrationReport {
         let moved = all.copied + all.same_node + all.cross_node + all.checkpoint_reads;
         Ok(Self {
             unchanged: slots - moved,
+            only_on_leaving_ranks: only_on_leaving_ranks(current, plan.num_ranks()),
             all,
             expert_bytes,
             traffic: migration.traffic(),
@@ -63,6 +69,13 @@ impl MigrationReport {
             most.unwrap_or(0),
             all.peak_staging
         );
+        if self.only_on_leaving_ranks > 0 {
+            text += &format!(
+                "\n{} experts were on no rank that stays; a strategy may bring back no more than these and \
+                 balance with the next plan",
+                self.only_on_leaving_ranks
+            );
+        }
         let busiest = self.traffic.ranks.iter();
         if let Some(rank) =
             busiest.max_by_key(|r| (r.received.max(r.sent), std::cmp::Reverse(r.rank)))
@@ -106,6 +119,16 @@ impl MigrationReport {
         }
         Ok(())
     }
+}
+
+fn only_on_leaving_ranks(current: &ModelPlacement, staying: usize) -> usize {
+    let missing = |layer: &Placement| {
+        let slots = layer.physical_to_logical();
+        let end = layer.rank_offsets()[staying.min(layer.num_ranks())];
+        let kept: BTreeSet<_> = slots[..end].iter().collect();
+        layer.num_logical_experts() - kept.len()
+    };
+    current.layers().iter().map(missing).sum()
 }
 
 /// The group in which a placement of `num_ranks` ranks becomes one of the topology's ranks: the

@@ -3,9 +3,7 @@ use std::time::Instant;
 
 use clap::Args;
 use moekit::eval::{load_file, placement_file};
-use moekit::placement::{
-    ExpertLoad, MigrationBudget, ModelPlacement, PlacementFile, PlacementRequest,
-};
+use moekit::placement::{ExpertLoad, ModelPlacement, PlacementFile, PlacementRequest};
 use moekit::routing::Topology;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +13,7 @@ use crate::charts::{Page, heat_map, rank_loads};
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line, write_file};
-use crate::planning::{ReportOptions, ShapeOptions};
+use crate::planning::{BudgetOptions, ReportOptions, ShapeOptions};
 
 /// Arguments of `moekit plan`.
 #[derive(Args)]
@@ -42,15 +40,10 @@ struct PlanOptions {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     current: Option<PathBuf>,
-    /// With a placement in force: how many slots may receive an expert new to their rank; the plan
-    /// of a strategy that does not keep to it is cut to the part that gains most
-    #[arg(long, value_name = "SLOTS")]
-    #[serde(rename = "budget-slots", skip_serializing_if = "Option::is_none")]
-    budget_slots: Option<usize>,
-    /// With a placement in force: bytes of one expert, for the bytes that travel
-    #[arg(long, value_name = "BYTES")]
-    #[serde(rename = "expert-bytes", skip_serializing_if = "Option::is_none")]
-    expert_bytes: Option<u64>,
+    /// With a placement in force.
+    #[command(flatten)]
+    #[serde(flatten)]
+    migration: BudgetOptions,
     /// Where to write the placement [default: stdout]
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +100,9 @@ impl Plan {
         let report = PlanReport::of(strategy.name(), &plan, &load, current.as_ref(), seconds)?;
         let migration = current
             .as_ref()
-            .map(|current| MigrationReport::of(&topology, current, &plan, options.expert_bytes))
+            .map(|current| {
+                MigrationReport::of(&topology, current, &plan, options.migration.expert_bytes)
+            })
             .transpose()?;
         let report = Report {
             plan: report,
@@ -132,17 +127,9 @@ impl PlanOptions {
             .shape
             .request(load.num_layers(), load.num_experts(), topology)?
             .with_load(load)?;
-        let budget = match self.budget_slots {
-            Some(slots) => MigrationBudget::Slots(slots),
-            None => MigrationBudget::Unlimited,
-        };
-        let needs_current = [
-            ("budget-slots", self.budget_slots.is_some()),
-            ("expert-bytes", self.expert_bytes.is_some()),
-        ];
-        match (current, needs_current.iter().find(|(_, given)| *given)) {
-            (Some(current), _) => Ok(request.with_current(current, budget)?),
-            (None, Some((name, _))) => Err(CliError::usage(format!(
+        match (current, self.migration.given()) {
+            (Some(current), _) => Ok(request.with_current(current, self.migration.budget()?)?),
+            (None, Some(name)) => Err(CliError::usage(format!(
                 "`{name}` needs `current`: the placement in force"
             ))),
             (None, None) => Ok(request),

@@ -9,7 +9,7 @@ use moekit::eval::simulate::{
 };
 use moekit::placement::balance::LayerBalance;
 use moekit::placement::bound::{load_bound, optimal_split};
-use moekit::placement::{LoadTrace, MigrationBudget, PlacementChange, strategy_from_value};
+use moekit::placement::{LoadTrace, PlacementChange, strategy_from_value};
 use moekit::routing::{ReplicaSelector, RoutingTable};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use crate::charts::{Page, bars, heat_map, lines};
 use crate::config::{merge, strategy_config};
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line, write_file};
-use crate::planning::{ReportOptions, ShapeOptions};
+use crate::planning::{BudgetOptions, ReportOptions, ShapeOptions};
 
 /// Arguments of `moekit simulate`.
 #[derive(Args)]
@@ -57,15 +57,10 @@ struct SimulateOptions {
     #[arg(long, value_name = "STEPS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     interval: Option<usize>,
-    /// How many slots a re-plan may move to another rank, over all layers; the plan of a strategy
-    /// that does not keep to it is cut to the part that gains most
-    #[arg(long, value_name = "SLOTS")]
-    #[serde(rename = "budget-slots", skip_serializing_if = "Option::is_none")]
-    budget_slots: Option<usize>,
-    /// Bytes of one expert, for the bytes that re-plans move
-    #[arg(long, value_name = "BYTES")]
-    #[serde(rename = "expert-bytes", skip_serializing_if = "Option::is_none")]
-    expert_bytes: Option<u64>,
+    /// Of each re-plan.
+    #[command(flatten)]
+    #[serde(flatten)]
+    migration: BudgetOptions,
     /// Where to write rank loads and placements; with one strategy and selector
     #[arg(long, value_name = "FILE.safetensors")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,11 +127,9 @@ impl Simulate {
         };
         let mut simulation = Simulation::new(&trace, shape, window, interval)?
             .with_certificate(&Bounds)
+            .with_budget(options.migration.budget()?)
             .with_progress(&progress);
-        if let Some(slots) = options.budget_slots {
-            simulation = simulation.with_budget(MigrationBudget::Slots(slots));
-        }
-        if let Some(bytes) = options.expert_bytes {
+        if let Some(bytes) = options.migration.expert_bytes {
             simulation = simulation.with_expert_bytes(bytes);
         }
 

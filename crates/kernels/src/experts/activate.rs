@@ -7,9 +7,6 @@ use crate::formats::Input;
 use crate::simd::{LANES, Op, Simd};
 use crate::tile::SUMS;
 
-/// Most units that a task writes of a row: those of two panels.
-const MAX_UNITS: usize = SUMS;
-
 /// Turns the sums of a tile into units of the input of w2.
 pub(super) struct Activate<'a> {
     pub(super) activation: Activation,
@@ -22,8 +19,8 @@ pub(super) struct Activate<'a> {
     /// Features that there are; what lies beyond becomes zero.
     pub(super) features: usize,
     pub(super) input: Input,
-    /// Some units of a tile, those of all rows side by side.
-    pub(super) out: &'a mut [u32],
+    /// The first units of each row: `[rows]`.
+    pub(super) out: &'a mut [[u32; SUMS]],
 }
 
 impl Op for Activate<'_> {
@@ -31,43 +28,45 @@ impl Op for Activate<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let rows = self.weights.len();
-        let units = self.out.len() / rows;
-        let mut row_units = [0; MAX_UNITS];
-        let mut values = [0.0; SUMS];
-        for (row, (sums, weights)) in self.sums.chunks_exact(SUMS).zip(self.weights).enumerate() {
-            // SAFETY: the caller's promise; all pointers are into arrays of the length read.
+        let rows = self.sums.as_chunks::<SUMS>().0.iter();
+        for ((sums, weights), out) in rows.zip(self.weights).zip(self.out) {
+            // SAFETY: the caller's promise; a row of `out` has room for what two panels become.
             unsafe {
                 let gate = linear::<S>(sums, self.bias, 0, weights[0]);
                 let up = linear::<S>(sums, self.bias, LANES, weights[1]);
-                let [first, second] = values.as_chunks_mut::<LANES>().0 else {
-                    return;
+                let values = match self.activation.is_gated() {
+                    true => [apply::<S>(self.activation, gate, up), S::zero()],
+                    false => [
+                        apply::<S>(self.activation, gate, gate),
+                        apply::<S>(self.activation, up, up),
+                    ],
                 };
-                if self.activation.is_gated() {
-                    S::store(first.as_mut_ptr(), apply::<S>(self.activation, gate, up));
-                } else {
-                    S::store(first.as_mut_ptr(), apply::<S>(self.activation, gate, gate));
-                    S::store(second.as_mut_ptr(), apply::<S>(self.activation, up, up));
-                }
-                values[self.features..].fill(0.0);
-                match self.input {
-                    Input::F32 | Input::Int8 => row_units = values.map(f32::to_bits),
-                    Input::Bf16 => {
-                        for (values, out) in values
-                            .as_chunks::<LANES>()
-                            .0
-                            .iter()
-                            .zip(row_units.as_chunks_mut::<{ LANES / 2 }>().0)
-                        {
-                            S::store_pairs(out.as_mut_ptr(), S::load(values.as_ptr()));
-                        }
+                let per_unit = self.input.features_per_unit();
+                for (i, values) in values.into_iter().enumerate() {
+                    let values = first_of::<S>(values, self.features.saturating_sub(i * LANES));
+                    let out = out[i * LANES / per_unit..].as_mut_ptr();
+                    match self.input {
+                        Input::F32 | Input::Int8 => S::store(out.cast(), values),
+                        Input::Bf16 => S::store_pairs(out, values),
                     }
                 }
             }
-            let out = self.out[row..].iter_mut().step_by(rows);
-            out.zip(&row_units[..units])
-                .for_each(|(out, unit)| *out = *unit);
         }
+    }
+}
+
+/// The first lanes, zero in the others.
+#[inline(always)]
+unsafe fn first_of<S: Simd>(values: S::F, lanes: usize) -> S::F {
+    if lanes >= LANES {
+        return values;
+    }
+    let mut array = [0.0; LANES];
+    // SAFETY: the machine has the instructions of `S`; the array has 32 values.
+    unsafe {
+        S::store(array.as_mut_ptr(), values);
+        array[lanes..].fill(0.0);
+        S::load(array.as_ptr())
     }
 }
 
@@ -197,7 +196,7 @@ pub(super) mod tests {
         let mut sums = [0.0; SUMS];
         sums[..LANES].fill(if activation.is_gated() { gate } else { up });
         sums[LANES..].fill(up);
-        let mut out = [0; LANES];
+        let mut out = [[0; SUMS]];
         let op = Activate {
             activation,
             sums: &sums,
@@ -209,6 +208,7 @@ pub(super) mod tests {
         };
         // SAFETY: the instruction set is an available one.
         unsafe { isa.dispatch(op) };
+        let out = &out[0][..LANES];
         assert!(out.iter().all(|bits| *bits == out[0]));
         f32::from_bits(out[0])
     }

@@ -4,6 +4,7 @@ use moekit_quant::Activation;
 
 use super::inputs::InputPlan;
 use super::memory::{Shared, Sizes, Workspace};
+use super::pack::MAX_ROWS;
 use super::plan::{BLOCK, MlpPlan};
 use super::view::{ExpertSet, MlpView};
 use super::work::Work;
@@ -85,9 +86,9 @@ impl<'a> Job<'a> {
         let sizes = Sizes {
             packed: area("packed inputs", rows, packed)?,
             sums: rows * SUMS,
-            block: (BLOCK * LANES)
-                .max(4 * SCALES + DECODED)
-                .max(most(|mlp| 2 * mlp.down.features)),
+            block: (BLOCK * LANES).max(4 * SCALES + DECODED).max(most(|mlp| {
+                mlp.down.quant.map_or(0, |_| MAX_ROWS * mlp.down.units())
+            })),
         };
         area("intermediate activations", grouped.len(), units)?;
         area("slot outputs", grouped.len(), terms_width(batch))?;

@@ -36,6 +36,7 @@ pub(super) fn multiply(
     block: &mut [f32],
     next: Panels<'_, '_>,
 ) {
+    let sums = &mut sums[..tiles.rows() * SUMS];
     sums.fill(0.0);
     let start = |(linear, panel): Panel<'_, '_>| linear.panel(panel).as_ptr();
     let next = next.map(|panel| panel.map_or(ptr::null(), start));

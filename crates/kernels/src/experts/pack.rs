@@ -2,8 +2,11 @@
 
 use half::bf16;
 
-use crate::formats::{Input, int8_units};
+use crate::formats::Input;
 use crate::rows::Widen;
+
+/// Most rows of a tile on any instruction set.
+pub(super) const MAX_ROWS: usize = 12;
 
 /// Rows cut into tiles of nearly equal height.
 #[derive(Clone, Copy, Debug)]
@@ -42,51 +45,78 @@ pub(super) enum Row<'a> {
     Bf16(&'a [bf16]),
 }
 
-/// Writes a row into the units of its tile.
+/// Units of a row that are written at a time: as many lines of a tile stay in the first-level cache
+/// for the rows that follow.
+const BLOCK: usize = 16;
+
+/// Writes rows into a tile.
 ///
 /// # Arguments
 ///
-/// - `tile` - the units of a tile from this row's first one on.
-/// - `rows` - rows of the tile, which is how far apart the units of a row are.
-/// - `units` - units of the row, padding included.
-pub(super) fn pack_row(row: Row<'_>, input: Input, tile: &mut [u32], rows: usize, units: usize) {
+/// - `rows` - at most [`MAX_ROWS`].
+/// - `tile` - the units of the rows, padding included.
+pub(super) fn pack(rows: &[Row<'_>], input: Input, tile: &mut [u32]) {
+    let mut blocks = [[0; BLOCK]; MAX_ROWS];
+    let blocks = &mut blocks[..rows.len()];
+    for (i, out) in tile.chunks_mut(BLOCK * rows.len().max(1)).enumerate() {
+        for (row, block) in rows.iter().zip(&mut *blocks) {
+            units(*row, input, i * BLOCK, block);
+        }
+        interleave(blocks, out);
+    }
+}
+
+/// For each unit those of all rows, as a tile has them.
+///
+/// # Arguments
+///
+/// - `out` - takes the first units of the rows.
+pub(super) fn interleave<const UNITS: usize>(rows: &[[u32; UNITS]], out: &mut [u32]) {
+    for (unit, out) in (0..UNITS).zip(out.chunks_exact_mut(rows.len().max(1))) {
+        for (out, row) in out.iter_mut().zip(rows) {
+            *out = row[unit];
+        }
+    }
+}
+
+/// The units of a row from `first` on, zeros behind its last one.
+fn units(row: Row<'_>, input: Input, first: usize, out: &mut [u32; BLOCK]) {
     match (row, input) {
         // A quantized row is its units.
-        (Row::F32(x), Input::Int8) => {
-            let units = int8_units(units);
-            fill(tile, rows, units, x[..units].iter().map(|x| x.to_bits()));
-        }
+        (Row::F32(x), Input::F32 | Input::Int8) => convert(x, first, out, |[x]| x.to_bits()),
         (Row::Bf16(_), Input::Int8) => unreachable!("rows of integers have been quantized"),
-        (Row::F32(x), Input::F32) => fill(tile, rows, units, x.iter().map(|x| x.to_bits())),
-        (Row::Bf16(x), Input::F32) => {
-            fill(tile, rows, units, x.iter().map(|x| x.widen().to_bits()));
+        (Row::Bf16(x), Input::F32) => convert(x, first, out, |[x]| x.widen().to_bits()),
+        (Row::Bf16(x), Input::Bf16) => convert(x, first, out, pair),
+        (Row::F32(x), Input::Bf16) => {
+            convert(x, first, out, |x: [f32; 2]| pair(x.map(bf16::from_f32)));
         }
-        (Row::Bf16(x), Input::Bf16) => fill(tile, rows, units, pairs(x, |x| *x)),
-        (Row::F32(x), Input::Bf16) => fill(tile, rows, units, pairs(x, |x| bf16::from_f32(*x))),
     }
 }
 
-/// Pairs of bf16 as units, a last one without partner with zero.
-fn pairs<T>(values: &[T], narrow: impl Fn(&T) -> bf16) -> impl Iterator<Item = u32> {
-    let (pairs, last) = values.as_chunks::<2>();
-    let bits = move |x: &T| u32::from(narrow(x).to_bits());
-    let last: Vec<u32> = last.iter().map(&bits).collect();
-    let pairs = pairs
-        .iter()
-        .map(move |[even, odd]| bits(even) | bits(odd) << 16);
-    pairs.chain(last)
+/// A pair of bf16 as a unit.
+fn pair(pair: [bf16; 2]) -> u32 {
+    let [even, odd] = pair.map(|x| u32::from(x.to_bits()));
+    even | odd << 16
 }
 
-#[inline]
-fn fill(tile: &mut [u32], rows: usize, units: usize, values: impl Iterator<Item = u32>) {
-    let mut out = tile.iter_mut().step_by(rows).take(units);
-    // The values first: `zip` would take one of `out` more than there are values.
-    for value in values {
-        if let Some(out) = out.next() {
-            *out = value;
-        }
+/// Units of `N` features each, a last one without all of them filled up with zeros.
+#[inline(always)]
+fn convert<T: Copy + Default, const N: usize>(
+    values: &[T],
+    first: usize,
+    out: &mut [u32; BLOCK],
+    unit: impl Fn([T; N]) -> u32,
+) {
+    let values = values.get(first * N..).unwrap_or_default();
+    let (whole, rest) = values.as_chunks::<N>();
+    if let Some(whole) = whole.first_chunk::<BLOCK>() {
+        *out = whole.map(unit);
+        return;
     }
-    out.for_each(|out| *out = 0);
+    let mut last = [T::default(); N];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut units = whole.iter().copied().chain([last]).map(unit);
+    *out = std::array::from_fn(|_| units.next().unwrap_or(0));
 }
 
 #[cfg(test)]
@@ -110,16 +140,35 @@ mod tests {
 
     #[test]
     fn units_of_rows_lie_side_by_side() {
-        let x = [1.0_f32, 2.0, 3.0];
-        let mut tile = [9; 8];
-        pack_row(Row::F32(&x), Input::F32, &mut tile[1..], 2, 4);
         let bits = |v: f32| v.to_bits();
-        assert_eq!(tile, [9, bits(1.0), 9, bits(2.0), 9, bits(3.0), 9, 0]);
+        let (x, y) = ([1.0_f32, 2.0, 3.0], [4.0_f32, 5.0, 6.0]);
+        let mut tile = [9; 8];
+        pack(&[Row::F32(&x), Row::F32(&y)], Input::F32, &mut tile);
+        let [a, b, c, d, e, f] = [1.0, 4.0, 2.0, 5.0, 3.0, 6.0].map(bits);
+        assert_eq!(tile, [a, b, c, d, e, f, 0, 0]);
         let narrow = x.map(bf16::from_f32);
+        pack(&[Row::Bf16(&narrow)], Input::F32, &mut tile[..4]);
+        assert_eq!(tile[..4], [a, c, e, 0]);
         for row in [Row::F32(&x), Row::Bf16(&narrow)] {
-            let mut tile = [9; 2];
-            pack_row(row, Input::Bf16, &mut tile, 1, 2);
-            assert_eq!(tile, [0x4000_3f80, 0x4040]);
+            let mut tile = [9; 3];
+            pack(&[row], Input::Bf16, &mut tile);
+            assert_eq!(tile, [0x4000_3f80, 0x4040, 0]);
+        }
+    }
+
+    #[test]
+    fn rows_of_any_length_come_out_of_blocks() {
+        for len in [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK] {
+            let rows: Vec<Vec<f32>> = (0..MAX_ROWS)
+                .map(|row| (0..len).map(|i| (row * 100 + i) as f32).collect())
+                .collect();
+            let mut tile = vec![9; MAX_ROWS * (len + 2)];
+            let sources: Vec<_> = rows.iter().map(|row| Row::F32(row)).collect();
+            pack(&sources, Input::F32, &mut tile);
+            for (i, unit) in tile.into_iter().enumerate() {
+                let value = rows[i % MAX_ROWS].get(i / MAX_ROWS).copied();
+                assert_eq!(f32::from_bits(unit), value.unwrap_or(0.0));
+            }
         }
     }
 }

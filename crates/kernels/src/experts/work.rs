@@ -8,9 +8,9 @@ use super::finish::{Finish, Sum};
 use super::job::{Chunk, Job, Outputs};
 use super::memory::{Scratch, Shared};
 use super::multiply::{Panels, Part, multiply};
-use super::pack::{Row, Tiles, pack_row};
+use super::pack::{MAX_ROWS, Row, Tiles, interleave, pack};
 use super::phase::{FailOnPanic, Phase, Task};
-use super::plan::MlpPlan;
+use super::plan::{LinearPlan, MlpPlan};
 use crate::batch::RouterWeight;
 use crate::formats::{Input, Quantize, int8_units};
 use crate::rows::Rows;
@@ -20,8 +20,6 @@ use crate::tile::SUMS;
 /// Columns and rows of a task of the last step.
 const SUM_COLUMNS: usize = 512;
 const SUM_ROWS: usize = 8;
-/// Most rows of a tile on any instruction set.
-const MAX_ROWS: usize = 12;
 
 /// A call with its buffers.
 pub(super) struct Work<'a> {
@@ -173,10 +171,11 @@ impl<'a> Work<'a> {
             let (units, slots) = (linear.units(), self.slots(chunk));
             for (first, rows) in tiles.iter() {
                 let tile = &mut scratch.packed[which][first * units..][..rows * units];
-                for (row, &slot) in slots[first..first + rows].iter().enumerate() {
-                    let source = self.row(slot, which);
-                    pack_row(source, linear.input, &mut tile[row..], rows, units);
+                let mut sources = [Row::F32(&[]); MAX_ROWS];
+                for (source, &slot) in sources.iter_mut().zip(&slots[first..first + rows]) {
+                    *source = self.row(slot, which);
                 }
+                pack_tile(&sources[..rows], linear, tile);
             }
         }
     }
@@ -201,8 +200,10 @@ impl<'a> Work<'a> {
         let first_feature = task * most;
         let down = &mlp.down;
         let per_unit = down.input.features_per_unit();
+        let (first_unit, row_units) = (first_feature / per_unit, down.units());
         let units = (down.features - first_feature).min(most).div_ceil(per_unit);
         let bias = biases(mlp.w13(task));
+        let mut values = [[0; SUMS]; MAX_ROWS];
         for (first, rows) in tiles.iter() {
             let slots = &self.slots(chunk)[first..first + rows];
             let mut weights = [[1.0; 2]; MAX_ROWS];
@@ -216,10 +217,7 @@ impl<'a> Work<'a> {
                     None => self.job.batch.input_weight(slot),
                 });
             }
-            let tile = chunk.start * self.job.units + first * down.units();
-            let start = tile + first_feature / per_unit * rows;
-            // SAFETY: these units of this tile are those of this task alone.
-            let out = unsafe { self.intermediate.part_mut(start, units * rows) };
+            let values = &mut values[..rows];
             let op = Activate {
                 activation: self.job.activation,
                 sums: &sums[first * SUMS..][..rows * SUMS],
@@ -227,14 +225,25 @@ impl<'a> Work<'a> {
                 bias: &bias,
                 features: (down_width(mlp) - first_feature).min(most),
                 input: down.input,
-                out,
+                out: values,
             };
             // SAFETY: `CpuKernel::isa` gives what the machine has.
             unsafe { self.job.isa.dispatch(op) };
+            let tile = chunk.start * self.job.units + first * row_units;
+            // SAFETY: these units of this tile are those of this task alone.
+            let part = |start, len| unsafe { self.intermediate.part_mut(tile + start, len) };
+            if down.quant.is_some() {
+                for (row, values) in values.iter().enumerate() {
+                    part(row * row_units + first_unit, units).copy_from_slice(&values[..units]);
+                }
+            } else {
+                interleave(values, part(first_unit * rows, units * rows));
+            }
         }
     }
 
-    /// Quantizes and dequantizes the inputs of w2 of a tile.
+    /// Quantizes the inputs of w2 of a tile, which [`Self::activate`] has written row by row, and
+    /// puts their units side by side.
     fn quantize(&self, scratch: &mut Scratch<'_>, task: Task) {
         let (chunk, mlp, tiles) = self.chunk(task);
         let Some((quant, (first, rows))) = mlp.down.quant.zip(tiles.iter().nth(task.index)) else {
@@ -244,34 +253,29 @@ impl<'a> Work<'a> {
         let start = chunk.start * self.job.units + first * units;
         // SAFETY: the tile is that of this task alone, and those of the step before are done.
         let tile = unsafe { self.intermediate.part_mut(start, rows * units) };
-        let (values, integers) = scratch.block.split_at_mut(mlp.down.features);
-        let values = &mut values[..down_width(mlp)];
-        for row in 0..rows {
-            let units = tile[row..].iter_mut().step_by(rows);
-            for (value, unit) in values.iter_mut().zip(units) {
-                *value = f32::from_bits(*unit);
-            }
-            let units = tile[row..].iter_mut().step_by(rows);
+        let quantized = &mut scratch.block[..rows * units];
+        for (values, out) in tile.chunks(units).zip(quantized.chunks_mut(units)) {
+            let values: &[f32] = &bytemuck::cast_slice(values)[..down_width(mlp)];
             if mlp.down.input == Input::Int8 {
-                let len = int8_units(mlp.down.features);
-                let integers: &mut [u32] = bytemuck::cast_slice_mut(&mut integers[..len]);
+                let units = &mut bytemuck::cast_slice_mut(out)[..int8_units(units)];
                 let op = Quantize {
                     quant,
                     values,
-                    units: integers,
+                    units,
                 };
                 // SAFETY: `CpuKernel::isa` gives what the machine has.
                 unsafe { self.job.isa.dispatch_codes(op) };
-                units
-                    .zip(integers)
-                    .for_each(|(unit, integer)| *unit = *integer);
-                continue;
-            }
-            quant.apply(values);
-            for (value, unit) in values.iter().zip(units) {
-                *unit = value.to_bits();
+            } else {
+                let out = &mut out[..values.len()];
+                out.copy_from_slice(values);
+                quant.apply(out);
             }
         }
+        let mut sources = [Row::F32(&[]); MAX_ROWS];
+        for (source, row) in sources.iter_mut().zip(quantized.chunks(units)) {
+            *source = Row::F32(&row[..down_width(mlp)]);
+        }
+        pack_tile(&sources[..rows], &mlp.down, tile);
     }
 
     /// Some columns of w2.
@@ -353,6 +357,15 @@ impl<'a> Work<'a> {
             unsafe { self.job.isa.dispatch(Sum { terms, out }) };
         }
     }
+}
+
+/// Writes rows into the tile of a linear.
+fn pack_tile(rows: &[Row<'_>], linear: &LinearPlan<'_>, tile: &mut [u32]) {
+    let units = match linear.input {
+        Input::Int8 => int8_units(linear.features),
+        _ => linear.units(),
+    };
+    pack(rows, linear.input, &mut tile[..rows.len() * units]);
 }
 
 /// Features between w13 and w2.

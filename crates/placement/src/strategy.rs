@@ -4,7 +4,7 @@ use moekit_plugin::Registry;
 use serde_json::Value;
 
 use crate::{
-    MigrationBudget, MigrationPlanner, ModelPlacement, PlacementChange, PlacementError,
+    ExpertLoad, MigrationBudget, MigrationPlanner, ModelPlacement, PlacementChange, PlacementError,
     PlacementRequest, StepBudget,
 };
 
@@ -77,43 +77,88 @@ impl dyn PlacementStrategy + '_ {
 
     /// [`plan`](#method.plan), held to the migration budget of the request. The plan of a strategy
     /// that does not keep it itself is cut to what the budget allows, the largest gain per slot
-    /// first ([`MigrationPlanner::cut`]); a budget that pays for no part of it leaves the placement
-    /// in force.
+    /// first, and where the rank loads are lowest on that way ([`MigrationPlanner::cut_at_best`]); a
+    /// budget that pays for no part of it leaves the placement in force. Without a load, all experts
+    /// count alike.
     ///
     /// # Errors
     ///
-    /// Those of [`plan`](#method.plan), and of the cut.
+    /// Those of [`plan`](#method.plan), and of the cut; [`PlacementError::Contract`] if a strategy says
+    /// that it keeps budgets and does not; [`PlacementError::Precondition`] if the budget does not pay
+    /// the way to other ranks or slots, half of which is no answer.
     pub fn plan_within_budget(
         &self,
         request: &PlacementRequest<'_>,
     ) -> Result<ModelPlacement, PlacementError> {
         let plan = self.plan(request)?;
         let budget = request.budget();
-        let (Some(current), Some(load), Some(slots)) =
-            (request.current(), request.load(), budget.slots())
-        else {
+        let (Some(current), Some(slots)) = (request.current(), budget.slots()) else {
             return Ok(plan);
         };
         let layers = current.layers().iter().zip(plan.layers());
         let received = layers.map(|(old, new)| PlacementChange::between(old, new).slots_received());
-        if self.capabilities().keeps_budget || received.sum::<usize>() <= slots {
+        let received: usize = received.sum();
+        if received <= slots {
             return Ok(plan);
         }
-        let planner = MigrationPlanner::new(request.topology());
-        let cut = match budget {
-            MigrationBudget::Bytes { budget, per_expert } => planner
-                .with_expert_bytes(per_expert)
-                .cut(current, &plan, load, StepBudget::Bytes(budget)),
-            _ => planner.cut(current, &plan, load, StepBudget::Slots(slots)),
+        let moves = format!("moves {received} slots where the budget is {slots}");
+        let capabilities = self.capabilities();
+        if capabilities.keeps_budget {
+            return Err(PlacementError::Contract {
+                strategy: self.name().to_owned(),
+                message: format!("it says that it keeps the migration budget, and {moves}"),
+            });
+        }
+        let mut fits = current.check_shape(request);
+        if !capabilities.decides_slots {
+            fits = fits.and_then(|()| current.check_slots(request));
+        }
+        if let Err(other) = fits {
+            return Err(PlacementError::precondition(
+                self.name(),
+                format!(
+                    "the plan {moves}, and no part of it will do: {other} in the placement in force"
+                ),
+            ));
+        }
+        let cut = match request.load() {
+            Some(load) => within(budget, request, current, &plan, load),
+            None => {
+                let alike = vec![vec![1.0; request.num_logical_experts()]; request.num_layers()];
+                within(
+                    budget,
+                    request,
+                    current,
+                    &plan,
+                    &ExpertLoad::from_rows(&alike)?,
+                )
+            }
         };
         match cut {
-            Ok(cut) => Ok(cut.reached),
-            Err(PlacementError::BudgetTooSmall { .. }) if current.check_slots(request).is_ok() => {
-                Ok(current.clone())
-            }
-            Err(error) => Err(error),
+            Err(PlacementError::BudgetTooSmall { .. }) => Ok(current.clone()),
+            reached => reached,
         }
     }
+}
+
+/// The part of the way to `plan` that a budget pays.
+fn within(
+    budget: MigrationBudget,
+    request: &PlacementRequest<'_>,
+    current: &ModelPlacement,
+    plan: &ModelPlacement,
+    load: &ExpertLoad,
+) -> Result<ModelPlacement, PlacementError> {
+    let mut planner = MigrationPlanner::new(request.topology());
+    let budget = match budget {
+        MigrationBudget::Unlimited => return Ok(plan.clone()),
+        MigrationBudget::Slots(slots) => StepBudget::Slots(slots),
+        MigrationBudget::Bytes { budget, per_expert } => {
+            planner = planner.with_expert_bytes(per_expert);
+            StepBudget::Bytes(budget)
+        }
+    };
+    Ok(planner.cut_at_best(current, plan, load, budget)?.reached)
 }
 
 /// The strategies that this program links, by name.

@@ -63,6 +63,18 @@ impl Case {
         Ok(ask(&request))
     }
 
+    /// Whether the placement in force cannot stay as it is.
+    pub(crate) fn current_has_other_slots(&self) -> bool {
+        let fits = |current: &ModelPlacement| {
+            self.request(|request| {
+                current.check_shape(request)?;
+                current.check_slots(request)
+            })
+            .is_ok_and(|fits| fits.is_ok())
+        };
+        self.current.as_ref().is_some_and(|current| !fits(current))
+    }
+
     pub(crate) fn with_load_row(mut self, row: &[f64]) -> Result<Self, PlacementError> {
         self.load = Some(ExpertLoad::from_rows(&vec![row; self.layers])?);
         Ok(self)

@@ -107,8 +107,8 @@ fn steps(load: &ExpertLoad, shares: &[f64]) -> Option<LoadTrace> {
     LoadTrace::new(shares.iter().map(step).collect::<Option<_>>()?).ok()
 }
 
-/// No placement in force; one over the ranks and slots that the case asks for, which a budget may
-/// protect; or one over other ranks, from which anything may move.
+/// No placement in force; one over the ranks and slots that the case asks for; or one over other
+/// ranks. A budget may protect either.
 fn any_current(
     case: &Case,
 ) -> impl Strategy<Value = (Option<ModelPlacement>, MigrationBudget)> + use<> {
@@ -119,12 +119,13 @@ fn any_current(
     let budget = prop_oneof![
         Just(MigrationBudget::Unlimited),
         (0usize..20).prop_map(MigrationBudget::Slots),
+        (0u64..2000, 1u64..200)
+            .prop_map(|(budget, per_expert)| MigrationBudget::Bytes { budget, per_expert }),
     ];
-    let same = (any_model(layers, experts, asked), budget);
+    let same = (any_model(layers, experts, asked), budget.clone());
     let other = (1usize..=9)
         .prop_flat_map(move |ranks| any_slots(experts, ranks))
-        .prop_flat_map(move |slots| any_model(layers, experts, slots))
-        .prop_map(|model| (model, MigrationBudget::Unlimited));
+        .prop_flat_map(move |slots| (any_model(layers, experts, slots), budget.clone()));
     prop_oneof![Just((None, MigrationBudget::Unlimited)), same, other,]
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn slots_of_layers(
         .iter()
         .map(|weights| curve(request, weights, ranks, effort, most.min(8 * spare)))
         .collect();
-    let replicas = share_out(&curves, spare * weights.len(), most);
+    let replicas = share_out(&curves, spare * weights.len());
     spread_over_ranks(request, &replicas)
 }
 
@@ -96,7 +96,7 @@ fn curve(
                 request.slots_per_rank(),
                 &mut vec![0.0; ranks.len()],
             );
-            let ranks = ranks.with_slots(&slots);
+            let ranks = ranks.with_slots(&slots).without_surplus(experts);
             let layer = Layer {
                 ranks: &ranks,
                 weights,
@@ -111,7 +111,7 @@ fn curve(
 
 /// How many replicas each layer gets: always those that lower a largest load most per replica, ties
 /// to the lowest layer; what lowers none any more goes to the layers with the fewest.
-fn share_out(curves: &[Vec<(usize, f64)>], replicas: usize, most: usize) -> Vec<usize> {
+fn share_out(curves: &[Vec<(usize, f64)>], replicas: usize) -> Vec<usize> {
     let mut at = vec![0; curves.len()];
     let mut left = replicas;
     loop {
@@ -137,9 +137,7 @@ fn share_out(curves: &[Vec<(usize, f64)>], replicas: usize, most: usize) -> Vec<
         .map(|(&i, curve)| curve[i].0)
         .collect();
     for _ in 0..left {
-        let fewest = (0..given.len())
-            .filter(|&l| given[l] < most)
-            .min_by_key(|&l| given[l]);
+        let fewest = (0..given.len()).min_by_key(|&l| given[l]);
         if let Some(layer) = fewest {
             given[layer] += 1;
         }
@@ -189,9 +187,10 @@ mod tests {
             vec![(0, 20.0), (2, 19.0), (4, 10.0)],
             vec![(0, 12.0), (2, 10.0), (4, 10.0)],
         ];
-        assert_eq!(share_out(&curves, 6, 9), [0, 4, 2]);
-        assert_eq!(share_out(&curves, 3, 9), [1, 0, 2]);
-        assert_eq!(share_out(&curves, 12, 9), [4, 4, 4]);
+        assert_eq!(share_out(&curves, 6), [0, 4, 2]);
+        assert_eq!(share_out(&curves, 3), [1, 0, 2]);
+        assert_eq!(share_out(&curves, 12), [4, 4, 4]);
+        assert_eq!(share_out(&curves, 30), [10, 10, 10]);
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl<'a> Search<'_, 'a> {
         let limit = baseline.largest();
         let repaired = without_duplicates(baseline.clone(), f64::INFINITY);
         let effort = Effort {
-            patience: MORE_PATIENCE * self.effort.patience,
+            patience: self.effort.patience.saturating_mul(MORE_PATIENCE),
             ..*self.effort
         };
         let patient = Search {

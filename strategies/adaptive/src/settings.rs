@@ -43,7 +43,8 @@ pub struct Adaptive {
     /// Relative speed of each rank, `[R]`; empty if all are alike.
     pub speeds: Vec<f64>,
     /// Whether the slots beyond one per expert are given over all layers together: layers get as many
-    /// as their loads call for, and every rank the same sum as without.
+    /// as their loads call for, and every rank the same sum as without. A placement in force with that
+    /// sum on every rank keeps the slots of its layers.
     pub layer_budgets: bool,
     /// Pairs of slots that are compared at most, per layer.
     pub work: usize,
@@ -60,7 +61,7 @@ pub struct Adaptive {
 pub struct Replan {
     /// A layer whose balance is this good stays as it is.
     pub below: f64,
-    /// The balance that the others are brought to.
+    /// The balance that the others are brought to, at least `below`.
     pub to: f64,
     /// A layer moves only if its largest load goes down by more than this part.
     pub min_gain: f64,
@@ -128,6 +129,12 @@ impl Adaptive {
         }
         if self.replan.to == 0.0 || self.replan.below == 0.0 {
             return refuse("`replan.below` and `replan.to` must be above 0".to_owned());
+        }
+        if self.replan.to < self.replan.below {
+            return refuse(format!(
+                "`replan.to` is {}, below `replan.below`, {}: a layer that is brought there would be planned again",
+                self.replan.to, self.replan.below
+            ));
         }
         if !self.speeds.is_empty() && self.speeds.len() != num_ranks {
             let got = self.speeds.len();

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use moekit_placement::{
-    Capabilities, ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy,
-    typetag,
+    Capabilities, MigrationBudget, ModelPlacement, Placement, PlacementError, PlacementRequest,
+    PlacementStrategy, typetag,
 };
 
 use crate::apportion::apportion;
@@ -136,11 +136,8 @@ impl Adaptive {
             })
             .collect();
         let Some(stops) = budget::choose(&ways, budget, self.replan.min_gain) else {
-            return Err(PlacementError::BudgetTooSmall {
-                what: "slots",
-                budget: budget.unwrap_or_default() as u64,
-                needed: ways.iter().map(|way| way[0].moved as u64).sum(),
-            });
+            let needed = ways.iter().map(|way| way[0].moved as u64).sum();
+            return Err(too_small(request.budget(), needed));
         };
         let chosen = ways.into_iter().zip(stops);
         Ok(chosen
@@ -155,7 +152,7 @@ impl Adaptive {
         let bound = ranks.bound(weights, &given.counts);
         Goal {
             enough: bound / self.replan.below,
-            target: bound / self.replan.to.max(self.replan.below),
+            target: bound / self.replan.to,
             only_recover: self.replan.recovery == Recovery::Cover,
         }
     }
@@ -187,6 +184,22 @@ impl Adaptive {
             moved: usize::MAX,
             largest,
         })
+    }
+}
+
+/// The first step of all ways brings `slots` experts, more than the budget.
+fn too_small(budget: MigrationBudget, slots: u64) -> PlacementError {
+    match budget {
+        MigrationBudget::Bytes { budget, per_expert } => PlacementError::BudgetTooSmall {
+            what: "bytes",
+            budget,
+            needed: slots.saturating_mul(per_expert),
+        },
+        _ => PlacementError::BudgetTooSmall {
+            what: "slots",
+            budget: budget.slots().unwrap_or_default() as u64,
+            needed: slots,
+        },
     }
 }
 

@@ -56,6 +56,9 @@ pub(super) struct Layer<'a> {
 pub(super) struct Taken {
     pub(super) slots: usize,
     pub(super) bytes: Option<u64>,
+    /// Units after which the largest loads of the layers were the lowest in sum, with every expert
+    /// brought back that no rank holds.
+    pub(super) best_units: usize,
 }
 
 impl<'a> Layer<'a> {
@@ -117,10 +120,18 @@ impl<'a> Layer<'a> {
 /// Carries out the best units of all layers, one after the other, while the budget lasts; ties go to
 /// the lowest layer.
 ///
+/// # Arguments
+///
+/// - `most_units` - units after which it ends, whatever is left.
+///
 /// # Errors
 ///
 /// If the budget pays not even the smallest unit.
-pub(super) fn spend(layers: &mut [Layer<'_>], budget: StepBudget) -> Result<Taken, PlacementError> {
+pub(super) fn spend(
+    layers: &mut [Layer<'_>],
+    budget: StepBudget,
+    most_units: usize,
+) -> Result<Taken, PlacementError> {
     let (budget, what) = match budget {
         StepBudget::Slots(slots) => (slots as u64, "slots"),
         StepBudget::Bytes(bytes) => (bytes, "bytes"),
@@ -128,14 +139,26 @@ pub(super) fn spend(layers: &mut [Layer<'_>], budget: StepBudget) -> Result<Take
     let mut taken = Taken {
         slots: 0,
         bytes: Some(0),
+        best_units: 0,
     };
     let mut left = budget;
     for layer in &mut *layers {
         layer.find_best(left);
     }
-    while let Some(layer) = best_layer(layers) {
-        if let Some((_, unit)) = layer.best.take() {
+    // By how much the largest loads are lower than at the start.
+    let (mut lowered, mut most_lowered) = (0.0, 0.0);
+    let mut units = 0;
+    while units < most_units
+        && let Some(layer) = best_layer(layers)
+    {
+        if let Some((gain, unit)) = layer.best.take() {
+            let before = layer.largest_load();
             layer.walk.apply(&unit);
+            units += 1;
+            lowered += before - layer.largest_load();
+            if gain.restores() || lowered > most_lowered {
+                (most_lowered, taken.best_units) = (lowered, units);
+            }
             let arrivals = unit.len() as u64;
             left = left.saturating_sub(layer.cost.saturating_mul(arrivals));
             taken.slots += unit.len();
@@ -152,7 +175,7 @@ pub(super) fn spend(layers: &mut [Layer<'_>], budget: StepBudget) -> Result<Take
         }
     }
     match layers.iter().filter_map(Layer::smallest).min() {
-        Some(needed) if taken.slots == 0 => Err(PlacementError::BudgetTooSmall {
+        Some(needed) if taken.slots == 0 && most_units > 0 => Err(PlacementError::BudgetTooSmall {
             what,
             budget,
             needed,

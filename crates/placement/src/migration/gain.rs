@@ -17,6 +17,10 @@ pub(super) struct Gain {
 }
 
 impl Gain {
+    pub(super) fn restores(self) -> bool {
+        self.restores
+    }
+
     /// Orders gains; loads are finite, so all compare.
     pub(super) fn cmp(&self, other: &Self) -> Ordering {
         self.restores

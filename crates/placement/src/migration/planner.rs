@@ -79,6 +79,14 @@ enum ExpertBytes {
     PerLayer(Vec<u64>),
 }
 
+/// What is cut.
+struct Cut<'a> {
+    current: &'a ModelPlacement,
+    next: &'a ModelPlacement,
+    load: &'a ExpertLoad,
+    budget: StepBudget,
+}
+
 impl<'a> MigrationPlanner<'a> {
     /// All ranks alive, as many staging buffers as it takes, bytes not known.
     pub fn new(topology: &'a Topology) -> Self {
@@ -223,18 +231,57 @@ impl<'a> MigrationPlanner<'a> {
         load: &ExpertLoad,
         budget: StepBudget,
     ) -> Result<MigrationCut, PlacementError> {
-        same_layers("the load", load.num_layers(), current)?;
+        let cut = Cut {
+            current,
+            next,
+            load,
+            budget,
+        };
+        self.carry_out(&cut, usize::MAX).map(|(cut, _)| cut)
+    }
+
+    /// As [`MigrationPlanner::cut`], but it ends where the largest rank loads, summed over the layers,
+    /// are the lowest that they are on that way: at the placement in force if no part of the way
+    /// gains anything. What a lost rank alone held is brought back first, whatever it costs.
+    ///
+    /// # Errors
+    ///
+    /// As [`MigrationPlanner::cut`].
+    pub fn cut_at_best(
+        &self,
+        current: &ModelPlacement,
+        next: &ModelPlacement,
+        load: &ExpertLoad,
+        budget: StepBudget,
+    ) -> Result<MigrationCut, PlacementError> {
+        let cut = Cut {
+            current,
+            next,
+            load,
+            budget,
+        };
+        let (_, best) = self.carry_out(&cut, usize::MAX)?;
+        self.carry_out(&cut, best).map(|(cut, _)| cut)
+    }
+
+    /// The first `most_units` units of a cut, and the number of them after which loads were lowest.
+    fn carry_out(
+        &self,
+        cut: &Cut<'_>,
+        most_units: usize,
+    ) -> Result<(MigrationCut, usize), PlacementError> {
+        same_layers("the load", cut.load.num_layers(), cut.current)?;
         same(
             "number of experts in the load",
-            load.num_experts(),
-            current.num_logical_experts(),
+            cut.load.num_experts(),
+            cut.current.num_logical_experts(),
         )?;
         let group = Group::new(self.topology, &self.lost);
-        let ends = self.ends(current, next, &group)?;
+        let ends = self.ends(cut.current, cut.next, &group)?;
         let mut layers = Vec::with_capacity(ends.len());
-        for ((l, (from, to)), load) in ends.iter().enumerate().zip(load.layers()) {
+        for ((l, (from, to)), load) in ends.iter().enumerate().zip(cut.load.layers()) {
             let bytes = self.bytes_of(l);
-            let cost = match budget {
+            let cost = match cut.budget {
                 StepBudget::Slots(_) => 1,
                 StepBudget::Bytes(_) => bytes.ok_or(PlacementError::ExpertBytes {
                     problem: "a budget in bytes needs them, and the planner was not told",
@@ -243,7 +290,7 @@ impl<'a> MigrationPlanner<'a> {
             layers.push(Layer::new(Walk::new(from, to, &group), load, cost, bytes));
         }
         let before: f64 = layers.iter().map(Layer::largest_load).sum();
-        let taken = spend(&mut layers, budget)?;
+        let taken = spend(&mut layers, cut.budget, most_units)?;
         let mut reached = Vec::with_capacity(ends.len());
         let mut after = 0.0;
         for (layer, (_, to)) in layers.iter().zip(&ends) {
@@ -254,14 +301,15 @@ impl<'a> MigrationPlanner<'a> {
         }
         let first = ends.iter().zip(&reached).map(|((from, _), to)| (from, to));
         let rest = reached.iter().zip(&ends).map(|(from, (_, to))| (from, to));
-        Ok(MigrationCut {
+        let cut = MigrationCut {
             first: self.plan_layers(first, &group)?,
             rest: self.plan_layers(rest, &group)?,
             reached: ModelPlacement::new(reached)?,
             slots: taken.slots,
             bytes: taken.bytes,
             gain: before - after,
-        })
+        };
+        Ok((cut, taken.best_units))
     }
 
     /// The placements of each layer over the ranks of the group, checked.

@@ -1,14 +1,15 @@
 //! Properties of what a strategy answers.
 
-use moekit_placement::{ModelPlacement, PlacementChange, PlacementError};
+use moekit_placement::{ModelPlacement, PlacementChange, PlacementError, balance};
 
 use super::{Answer, StrategySuite};
 use crate::Violation;
 use crate::case::{self, Case, slots_by_rank};
 
 impl StrategySuite {
-    /// A request that the strategy [supports](Self::supports) gets a placement. At least one of
-    /// the standing requests must be such a one.
+    /// A request that the strategy [supports](Self::supports) gets a placement, unless a migration budget
+    /// does not pay the way from other slots. At least one of the standing requests must be such a
+    /// one.
     ///
     /// # Errors
     ///
@@ -33,6 +34,12 @@ impl StrategySuite {
             }
             match Answer::to(&*(self.make)(), case) {
                 Answer::Placed(_) => Ok(()),
+                // The way to other slots costs what it costs.
+                Answer::Refused(PlacementError::BudgetTooSmall { .. })
+                    if case.current_has_other_slots() =>
+                {
+                    Ok(())
+                }
                 answer => Err(format!("a supported request got {answer}")),
             }
         })
@@ -169,31 +176,75 @@ impl StrategySuite {
         })
     }
 
-    /// A strategy that `keeps_budget` moves no more slots than the budget allows.
+    /// A strategy that `keeps_budget` moves no more slots than the budget allows. The plan of any other,
+    /// cut to the budget, does not either, has the slots that were asked for, and ranks are no busier
+    /// than in the placement in force.
     ///
     /// # Errors
     ///
-    /// A placement that moves more.
+    /// A placement that moves more; a plan within the budget with other slots, or worse than what is
+    /// in force.
     pub fn keeps_the_budget(&self) -> Result<(), Violation> {
-        if !(self.make)().capabilities().keeps_budget {
-            return Ok(());
-        }
-        self.for_every_placement("keeps_the_budget", |case, placement| {
+        let keeps_budget = (self.make)().capabilities().keeps_budget;
+        self.for_every_request("keeps_the_budget", |case| {
             let (Some(current), Some(budget)) = (&case.current, case.budget.slots()) else {
                 return Ok(());
             };
-            let moved: usize = current
-                .layers()
-                .iter()
-                .zip(placement.layers())
-                .map(|(old, new)| PlacementChange::between(old, new).slots_received())
-                .sum();
-            if moved > budget {
-                Err(format!("{moved} slots move"))
-            } else {
-                Ok(())
+            let within = |plan: &ModelPlacement| match slots_received(current, plan) {
+                moved if moved > budget => Err(format!("{moved} slots move")),
+                _ => Ok(()),
+            };
+            let strategy = (self.make)();
+            if keeps_budget {
+                let answer = Answer::to(&*strategy, case).placement();
+                answer.as_ref().map_or(Ok(()), within)?;
+            }
+            let plan = case
+                .request(|request| strategy.plan_within_budget(request))
+                .and_then(|plan| plan);
+            match plan {
+                Ok(plan) => {
+                    within(&plan)?;
+                    self.fits_where_it_was_cut(case, current, &plan)
+                }
+                Err(error @ PlacementError::Contract { .. }) => Err(error.to_string()),
+                Err(_) => Ok(()),
             }
         })
+    }
+
+    fn fits_where_it_was_cut(
+        &self,
+        case: &Case,
+        current: &ModelPlacement,
+        plan: &ModelPlacement,
+    ) -> Result<(), String> {
+        let strategy = (self.make)();
+        let capabilities = strategy.capabilities();
+        let whole = case.request(|request| {
+            plan.check_shape(request)?;
+            if !capabilities.decides_slots {
+                plan.check_slots(request)?;
+            }
+            strategy.plan(request)
+        });
+        let whole = whole
+            .and_then(|plan| plan)
+            .map_err(|error| error.to_string())?;
+        let Some(load) = case.load.as_ref().filter(|_| *plan != whole) else {
+            return Ok(());
+        };
+        let busiest = |placement| {
+            balance::model_balance(placement, load).map(|balance| balance.aggregate.max_load)
+        };
+        match (busiest(current), busiest(plan)) {
+            // Sums in another order.
+            (Ok(before), Ok(after)) if after > before * (1.0 + 1e-9) => Err(format!(
+                "cut to the budget it has {after} on the busiest ranks, the placement in force {before}"
+            )),
+            (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
+            _ => Ok(()),
+        }
     }
 
     /// What the [`Capabilities`](moekit_placement::Capabilities) do not name does not change the
@@ -229,4 +280,11 @@ impl StrategySuite {
             Ok(())
         })
     }
+}
+
+fn slots_received(current: &ModelPlacement, plan: &ModelPlacement) -> usize {
+    let layers = current.layers().iter().zip(plan.layers());
+    layers
+        .map(|(old, new)| PlacementChange::between(old, new).slots_received())
+        .sum()
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::{Args, Command};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -14,6 +15,10 @@ pub(crate) struct Setting {
     key: String,
     value: Value,
 }
+
+/// The key under which a configuration names its strategy, and no setting.
+const NAME_KEY: &str = "strategy";
+const NAMED_APART: &str = "the strategy is named by `--strategy`, not among its settings";
 
 /// Reads `key=value`. The value is TOML (`true`, `3`, `"text"`, `[1, 2]`); what is not is text.
 pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
@@ -28,8 +33,12 @@ pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
         return Err(format!("`{text}`: numbers must be finite"));
     }
     let parsed = parsed.and_then(|value| serde_json::to_value(value).ok());
+    let key = key.trim();
+    if key == NAME_KEY {
+        return Err(format!("`{text}`: {NAMED_APART}"));
+    }
     Ok(Setting {
-        key: key.trim().to_owned(),
+        key: key.to_owned(),
         value: parsed.unwrap_or_else(|| Value::String(value.to_owned())),
     })
 }
@@ -62,6 +71,9 @@ pub(crate) mod settings {
         deserializer: D,
     ) -> Result<Vec<Setting>, D::Error> {
         let map = Map::<String, Value>::deserialize(deserializer)?;
+        if map.contains_key(super::NAME_KEY) {
+            return Err(serde::de::Error::custom(super::NAMED_APART));
+        }
         Ok(map
             .into_iter()
             .map(|(key, value)| Setting { key, value })
@@ -72,7 +84,7 @@ pub(crate) mod settings {
 /// The configuration of a strategy from its name and settings.
 pub(crate) fn strategy_config(name: &str, settings: &[Setting]) -> Value {
     let mut config = Map::new();
-    config.insert("strategy".to_owned(), Value::String(name.to_owned()));
+    config.insert(NAME_KEY.to_owned(), Value::String(name.to_owned()));
     for setting in settings {
         config.insert(setting.key.clone(), setting.value.clone());
     }
@@ -86,7 +98,7 @@ pub(crate) fn strategy_config(name: &str, settings: &[Setting]) -> Value {
 /// - `paths` - keys that are paths; in a file they are relative to the file.
 pub(crate) fn merge<T>(flags: &T, file: &Path, paths: &[&str]) -> Result<T>
 where
-    T: Serialize + DeserializeOwned,
+    T: Args + Serialize + DeserializeOwned,
 {
     let text = std::fs::read_to_string(file).map_err(|e| CliError::file(file, e))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| CliError::file(file, e))?;
@@ -98,7 +110,15 @@ where
             .map_err(|e| CliError::file(file, e))?,
     )?;
     let mut config = to_map(&table)?;
-    if let Some(key) = config.keys().find(|key| !known.contains_key(*key)) {
+    // What is off or empty is not written again, but has a flag.
+    let command = T::augment_args(Command::new(""));
+    let is_flag = |key: &str| {
+        command
+            .get_arguments()
+            .any(|arg| arg.get_long() == Some(key))
+    };
+    let unknown = |key: &&String| !known.contains_key(*key) && !is_flag(key);
+    if let Some(key) = config.keys().find(unknown) {
         let message =
             format!("unknown key `{key}`; the keys are the flags of the command, without `--`");
         return Err(CliError::file(file, message));
@@ -122,13 +142,22 @@ fn to_map(options: &impl Serialize) -> Result<Map<String, Value>> {
     }
 }
 
+/// Keys that exclude each other: a flag replaces the other of the file too.
+const EXCLUSIVE: [[&str; 2]; 2] = [["slots", "redundant"], ["budget-slots", "budget-bytes"]];
+
 /// Lays flags over a configuration. Another strategy than the file's does not inherit its settings.
 fn overlay(config: &mut Map<String, Value>, flags: Map<String, Value>) {
-    if flags
-        .get("strategy")
-        .is_some_and(|name| config.get("strategy") != Some(name))
+    if let (Some(theirs), Some(ours)) = (config.get(NAME_KEY), flags.get(NAME_KEY))
+        && theirs != ours
     {
         config.remove("set");
+    }
+    for [one, other] in EXCLUSIVE {
+        for (given, replaced) in [(one, other), (other, one)] {
+            if flags.contains_key(given) {
+                config.remove(replaced);
+            }
+        }
     }
     for (key, value) in flags {
         match (config.get_mut(&key), value) {
@@ -147,15 +176,28 @@ mod tests {
 
     use super::*;
 
-    #[derive(Debug, Default, Serialize, Deserialize)]
+    #[derive(Args, Debug, Default, Serialize, Deserialize)]
     #[serde(default)]
     struct Options {
+        #[arg(long)]
         #[serde(skip_serializing_if = "Option::is_none")]
         strategy: Option<String>,
+        #[arg(long)]
         #[serde(skip_serializing_if = "Option::is_none")]
         ranks: Option<usize>,
+        #[arg(long)]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        redundant: Option<usize>,
+        #[arg(long)]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        slots: Option<usize>,
+        #[arg(long)]
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        json: bool,
+        #[arg(long)]
         #[serde(skip_serializing_if = "Option::is_none")]
         load: Option<PathBuf>,
+        #[arg(long = "set", value_parser = parse_setting)]
         #[serde(with = "settings", skip_serializing_if = "Vec::is_empty")]
         set: Vec<Setting>,
     }
@@ -198,6 +240,32 @@ mod tests {
             ..Options::default()
         };
         assert!(merged(FILE, &flags).unwrap().set.is_empty());
+        // Settings of a file that names none are meant for the flag's.
+        let set = merged("[set]\nx = 1", &flags).unwrap().set;
+        assert_eq!(set.len(), 1);
+    }
+
+    #[test]
+    fn what_is_off_or_empty_is_known() {
+        let options = merged("json = false\n[set]", &Options::default()).unwrap();
+        assert!(!options.json && options.set.is_empty());
+    }
+
+    #[test]
+    fn a_flag_replaces_what_it_excludes() {
+        let flags = Options {
+            slots: Some(20),
+            ..Options::default()
+        };
+        let options = merged("redundant = 4", &flags).unwrap();
+        assert_eq!((options.slots, options.redundant), (Some(20), None));
+    }
+
+    #[test]
+    fn the_strategy_is_no_setting() {
+        assert!(parse_setting("strategy=linear").is_err());
+        let error = merged("[set]\nstrategy = 'x'", &Options::default()).unwrap_err();
+        assert!(error.to_string().contains("--strategy"), "{error}");
     }
 
     #[test]

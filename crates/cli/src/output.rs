@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use moekit::eval::write_whole;
 use serde::Serialize;
-use tempfile::NamedTempFile;
 
 use crate::error::{CliError, Result};
 
@@ -25,25 +25,7 @@ pub(crate) fn print_line(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a file through a temporary one in the same directory, so that a failure leaves no half
-/// of it behind.
+/// Writes a file whole or not at all.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path
-        .parent()
-        .filter(|d| !d.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(directory).map_err(|e| CliError::file(path, e))?;
-    file.write_all(bytes).map_err(|e| CliError::file(path, e))?;
-    // A temporary file is private to its owner; a result is not.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let permissions = std::fs::Permissions::from_mode(0o644);
-        file.as_file()
-            .set_permissions(permissions)
-            .map_err(|e| CliError::file(path, e))?;
-    }
-    file.persist(path)
-        .map_err(|e| CliError::file(path, e.error))?;
-    Ok(())
+    Ok(write_whole(path, bytes)?)
 }

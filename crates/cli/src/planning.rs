@@ -54,6 +54,31 @@ impl GroupOptions {
         ))?)
     }
 
+    /// Where several strategies are asked for, `--strategy`, to which the settings go, is one of them.
+    pub(crate) fn check_among(&self, names: &[String]) -> Result<()> {
+        let all = names.join(", ");
+        match &self.strategy {
+            Some(own) if !names.contains(own) => Err(CliError::usage(format!(
+                "settings go to `--strategy`, and `{own}` is not among those asked for: {all}"
+            ))),
+            None if !self.set.is_empty() && names != [self.strategy_name()] => {
+                Err(CliError::usage(format!(
+                    "`--set` needs `--strategy`: for which of {all} it is"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One of several strategies, with the settings if it is `--strategy`.
+    pub(crate) fn strategy_among(&self, name: &str) -> Result<Box<dyn PlacementStrategy>> {
+        let set = match name == self.strategy_name() {
+            true => &self.set[..],
+            false => &[],
+        };
+        Ok(strategy_from_value(strategy_config(name, set))?)
+    }
+
     /// A request for `layers` layers of `experts` experts.
     pub(crate) fn request<'a>(
         &self,

@@ -245,6 +245,25 @@ fn a_budget_in_bytes_is_one_in_slots() {
 }
 
 #[test]
+fn settings_go_to_a_strategy_that_is_asked_for() {
+    let files = Files::new();
+    let load = files.write("load.csv", "1,2,3,4\n4,3,2,1\n");
+    let compare = ["compare", "--load", &load, "--ranks", "2"];
+    for flags in [
+        &["--strategies", "linear", "--strategy", "eplb"][..],
+        &["--strategy", "adaptve"],
+    ] {
+        let error = failure(&[&compare[..], flags].concat());
+        assert!(error.contains("not among those asked for"), "{error}");
+    }
+    let whose = ["--strategies", "eplb,linear", "--set", "mode=global"];
+    assert!(failure(&[&compare[..], &whose].concat()).contains("needs `--strategy`"));
+    let named = ["--strategies", "eplb,linear", "--strategy", "eplb"];
+    let named = [&compare[..], &named, &["--set", "strategy=linear"]].concat();
+    assert!(failure(&named).contains("named by `--strategy`"));
+}
+
+#[test]
 fn without_out_the_placement_is_stdout() {
     let files = Files::new();
     let load = files.write("load.csv", "1,2,3,4\n4,3,2,1\n");
@@ -355,4 +374,14 @@ fn strategies_describe_themselves() {
         );
     }
     assert!(failure(&["strategies", "schema", "nothing"]).contains("linked are:"));
+
+    let files = Files::new();
+    let load = files.write("load.csv", "1,2,3,4\n4,3,2,1\n");
+    for name in ["adaptive", "eplb", "linear"] {
+        let example = stdout(&["strategies", "example", name]);
+        let config = files.write("example.toml", &example);
+        let plan = ["plan", "--load", &load, "--ranks", "2", "--json"];
+        let report = json(&[&plan[..], &["--config", &config]].concat());
+        assert_eq!(report["strategy"], name);
+    }
 }

@@ -77,7 +77,10 @@ fn what_could_not_be_compared_or_simulated_is_refused() {
     let trace = trace(&directory, "trace.npy");
     let compare = ["compare", "--load", text(&trace), "--ranks", "3"];
     // 16 slots on 3 ranks: others than `eplb` can plan that.
-    assert!(stdout(&compare).contains("eplb"));
+    let refused = stdout(&compare);
+    let is_eplb = |line: &&str| line.starts_with("eplb");
+    let eplb = refused.lines().find(is_eplb).unwrap();
+    assert!(eplb.contains("same number of slots"), "{eplb}");
     let none = failure(&[&compare[..], &["--strategies", "eplb"]].concat());
     assert!(
         none.contains("no strategy has a plan; the first refusal"),
@@ -155,6 +158,85 @@ fn compare_lists_every_linked_strategy_with_the_bound() {
         ])
         .contains("`best`")
     );
+}
+
+#[test]
+fn layers_may_have_other_slots() {
+    let directory = tempfile::tempdir().unwrap();
+    let (trace, dump) = (
+        directory.path().join("t.npy"),
+        directory.path().join("d.safetensors"),
+    );
+    let shape = [
+        "--experts",
+        "16",
+        "--layers",
+        "4",
+        "--steps",
+        "8",
+        "--tokens",
+        "4096",
+    ];
+    let skew = [
+        "generate",
+        "--profile",
+        "zipf:1.2",
+        "--seed",
+        "3",
+        "--out",
+        text(&trace),
+    ];
+    stdout(&[&skew[..], &shape].concat());
+    let simulate = [
+        "simulate",
+        "--trace",
+        text(&trace),
+        "--ranks",
+        "4",
+        "--redundant",
+        "3",
+    ];
+    let budgets = [
+        "--strategy",
+        "adaptive",
+        "--set",
+        "layer_budgets=true",
+        "--window",
+        "4",
+    ];
+    let out = ["--interval", "4", "--json", "--dump", text(&dump)];
+    let report = json(&[&simulate[..], &budgets, &out].concat());
+    let (plan, bound) = (&report["balance_plan"], &report["bound"]);
+    assert!(
+        plan.as_f64().unwrap() <= bound.as_f64().unwrap() + 1e-12,
+        "{report}"
+    );
+
+    let bytes = std::fs::read(&dump).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let of = |name: &str| {
+        let tensor = tensors.tensor(name).unwrap();
+        let values = tensor.data().chunks(8);
+        let values = values.map(|b| i64::from_le_bytes(b.try_into().unwrap()));
+        (tensor.shape().to_vec(), values.collect::<Vec<_>>())
+    };
+    let ((shape, slots), (offsets_shape, offsets)) =
+        (of("physical_to_logical"), of("rank_offsets"));
+    assert_eq!(
+        (&shape[..2], &offsets_shape[..]),
+        (&[1, 4][..], &[1, 4, 5][..])
+    );
+    let mut total = 0;
+    for (slots, offsets) in slots.chunks(shape[2]).zip(offsets.chunks(5)) {
+        let held = slots.iter().filter(|&&expert| expert >= 0);
+        let mut held: Vec<i64> = held.copied().collect();
+        assert_eq!(held.len() as i64, offsets[4]);
+        total += held.len();
+        held.sort_unstable();
+        held.dedup();
+        assert_eq!(held, (0..16).collect::<Vec<_>>());
+    }
+    assert_eq!(total, 4 * 19);
 }
 
 #[test]

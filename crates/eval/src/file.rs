@@ -1,8 +1,8 @@
 //! Reading and writing whole files.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 
 use crate::EvalError;
 
@@ -24,12 +24,39 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, EvalError> {
     Ok(bytes)
 }
 
-/// Writes a file whole or not at all: to a temporary file beside it, which then takes its name.
+/// Writes a file whole or not at all: to a temporary file beside it, which then takes its name. What is
+/// no file (a pipe, `/dev/null`) is written to as it is, and a link stays one.
 ///
 /// # Errors
 ///
 /// If the directory does not exist or cannot be written to. What was at `path` before stays.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
+    let target = target(path).map_err(EvalError::io(path))?;
+    if fs::metadata(&target).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let mut device = OpenOptions::new()
+            .write(true)
+            .open(&target)
+            .map_err(EvalError::io(path))?;
+        return device.write_all(bytes).map_err(EvalError::io(path));
+    }
+    replace(&target, bytes)
+}
+
+/// Where a link leads, which need not exist yet.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => match fs::canonicalize(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let folder = path.parent().unwrap_or(Path::new(""));
+                Ok(folder.join(fs::read_link(path)?))
+            }
+            found => found,
+        },
+        _ => Ok(path.to_owned()),
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -75,6 +102,26 @@ mod tests {
         assert!(read(&path).unwrap_err().to_string().contains("x.json"));
         let error = write_whole(&path, b"").unwrap_err().to_string();
         assert!(error.contains("no"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_links_and_devices_devices() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        symlink("file", &link).unwrap();
+        for text in ["new", "newer"] {
+            write_whole(&link, text.as_bytes()).unwrap();
+            assert_eq!(read(&file).unwrap(), text.as_bytes());
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        }
+
+        let null = folder.path().join("null");
+        symlink("/dev/null", &null).unwrap();
+        write_whole(&null, b"nothing").unwrap();
+        let device = fs::metadata(&null).unwrap().file_type();
+        assert!(device.is_char_device());
     }
 
     #[cfg(unix)]

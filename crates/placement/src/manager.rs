@@ -113,8 +113,11 @@ impl ExpertMapManagerConfig {
         load: Option<&ExpertLoad>,
         current: Option<&ModelPlacement>,
     ) -> Result<Placement, PlacementError> {
-        let mut request = PlacementRequest::new(1, self.num_logical_experts, &self.topology)?
-            .with_redundant_experts(self.num_redundant_experts)?;
+        let mut request = PlacementRequest::new(1, self.num_logical_experts, &self.topology)?;
+        // Without any, a strategy that decides the slots of each rank may do so.
+        if self.num_redundant_experts > 0 {
+            request = request.with_redundant_experts(self.num_redundant_experts)?;
+        }
         if let Some(groups) = self.num_expert_groups {
             request = request.with_expert_groups(groups)?;
         }

@@ -15,6 +15,14 @@ pub enum RoutingError {
         /// Ranks of the group.
         num_ranks: usize,
     },
+    /// `node_offsets` does not partition ranks into nodes.
+    #[error(
+        "node_offsets must start at 0 and grow from node to node, with one node or more, got {offsets:?}"
+    )]
+    NodeOffsets {
+        /// The offsets given.
+        offsets: Vec<usize>,
+    },
     /// More than any deployment has; larger numbers would only exhaust memory.
     #[error("{got} {what} are more than the {max} that are supported")]
     TooMany {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::RoutingError;
+use crate::error::{MAX_RANKS, at_most};
 
 /// Size of a parallel group and this process's rank in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -92,7 +93,7 @@ impl ParallelConfig {
     ///
     /// # Errors
     ///
-    /// If a group is empty or a rank lies outside of its group.
+    /// If a group is empty, a rank lies outside of its group, or there are more ranks than 65 536.
     pub fn resolve(&self) -> Result<ParallelGroups, RoutingError> {
         let tp = GroupRank::new("TP", self.tp.size, self.tp.rank)?;
         let dp = GroupRank::new("DP", self.dp.size, self.dp.rank)?;
@@ -100,8 +101,10 @@ impl ParallelConfig {
         if self.sp_size == 0 {
             return Err(RoutingError::EmptyGroup { group: "SP" });
         }
+        let size = dp.size.saturating_mul(pcp.size).saturating_mul(tp.size);
+        at_most("ranks", size, MAX_RANKS)?;
         let flat = GroupRank {
-            size: dp.size * pcp.size * tp.size,
+            size,
             rank: (dp.rank * pcp.size + pcp.rank) * tp.size + tp.rank,
         };
         let use_ep = flat.size > 1 && self.enable_expert_parallel;

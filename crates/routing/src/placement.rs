@@ -203,6 +203,11 @@ impl Placement {
         &self.rank_offsets
     }
 
+    /// Number of slots of each rank, `[R]`.
+    pub fn slots_per_rank(&self) -> Vec<usize> {
+        self.rank_offsets.windows(2).map(|w| w[1] - w[0]).collect()
+    }
+
     /// The slots of a rank as a range, `None` if the rank does not exist.
     pub fn slot_range(&self, rank: Rank) -> Option<std::ops::Range<usize>> {
         Some(*self.rank_offsets.get(rank.index())?..*self.rank_offsets.get(rank.index() + 1)?)

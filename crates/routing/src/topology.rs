@@ -16,9 +16,33 @@ use crate::{Rank, RoutingError, even_offsets};
 /// # Ok::<(), moekit_routing::RoutingError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Offsets")]
 pub struct Topology {
     /// `[num_nodes + 1]`: node `n` has ranks `node_offsets[n]..node_offsets[n + 1]`.
     node_offsets: Vec<usize>,
+}
+
+/// A topology as it is stored.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Offsets {
+    node_offsets: Vec<usize>,
+}
+
+impl TryFrom<Offsets> for Topology {
+    type Error = RoutingError;
+
+    fn try_from(Offsets { node_offsets }: Offsets) -> Result<Self, RoutingError> {
+        let (first, last) = (node_offsets.first(), node_offsets.last());
+        let grow = node_offsets.windows(2).all(|w| w[0] < w[1]);
+        if node_offsets.len() < 2 || first != Some(&0) || !grow {
+            return Err(RoutingError::NodeOffsets {
+                offsets: node_offsets,
+            });
+        }
+        at_most("ranks", last.copied().unwrap_or_default(), MAX_RANKS)?;
+        Ok(Self { node_offsets })
+    }
 }
 
 impl Topology {
@@ -99,6 +123,17 @@ mod tests {
         assert_eq!(t.node_of(Rank::new(2)), Some(0));
         assert_eq!(t.node_of(Rank::new(3)), Some(1));
         Ok(())
+    }
+
+    #[test]
+    fn what_is_stored_is_checked() {
+        let topology = Topology::new(5).and_then(|t| t.with_nodes(2)).unwrap();
+        let text = serde_json::to_string(&topology).unwrap();
+        assert_eq!(serde_json::from_str::<Topology>(&text).unwrap(), topology);
+        for offsets in ["[]", "[0]", "[1,2]", "[0,2,2]", "[0,70000]"] {
+            let text = format!("{{\"node_offsets\":{offsets}}}");
+            assert!(serde_json::from_str::<Topology>(&text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use moekit_placement::{ModelPlacement, PlacementRequest};
+use moekit_placement::{ModelPlacement, Placement, PlacementRequest};
 
 use crate::plan::{Effort, Layer};
 use crate::ranks::Ranks;
@@ -46,17 +46,8 @@ fn slots_in_force(
     if current.num_ranks() != request.topology().num_ranks() {
         return None;
     }
-    let slots: Vec<Vec<usize>> = current
-        .layers()
-        .iter()
-        .map(|layer| {
-            layer
-                .rank_offsets()
-                .windows(2)
-                .map(|w| w[1] - w[0])
-                .collect()
-        })
-        .collect();
+    let layers = current.layers().iter();
+    let slots: Vec<Vec<usize>> = layers.map(Placement::slots_per_rank).collect();
     let fits = |(rank, &asked): (usize, &usize)| {
         slots.iter().map(|layer| layer[rank]).sum::<usize>() == asked * slots.len()
     };

@@ -9,8 +9,8 @@ mod greedy;
 mod preserve;
 
 use moekit_placement::{
-    Capabilities, ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy,
-    register_strategy, typetag,
+    Capabilities, ExpertLoad, ModelPlacement, Placement, PlacementError, PlacementRequest,
+    PlacementStrategy, register_strategy, typetag,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,9 +79,10 @@ impl Default for Eplb {
 #[typetag::serde(name = "eplb")]
 impl PlacementStrategy for Eplb {
     fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
-        let mut greedy = match request.load() {
-            Some(_) => Some(Greedy::new(self.hierarchy(request)?)),
-            None => None,
+        let loaded = |load: &ExpertLoad| load.layers().any(|layer| layer.iter().any(|&l| l > 0.0));
+        let mut greedy = match request.load().is_some_and(loaded) {
+            true => Some(Greedy::new(self.hierarchy(request)?)),
+            false => None,
         };
         let layers = (0..request.num_layers())
             .map(|layer| self.place_layer(request, layer, greedy.as_mut()))

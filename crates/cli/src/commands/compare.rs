@@ -5,13 +5,12 @@ use clap::Args;
 use moekit::eval::{load_file, placement_file};
 use moekit::placement::{
     ExpertLoad, MigrationBudget, ModelPlacement, PlacementRequest, linked_strategies,
-    strategy_from_value,
 };
 use serde::{Deserialize, Serialize};
 
 use super::plan_report::{HEADER, PlanReport};
 use crate::charts::{Page, bars, heat_map, rank_loads};
-use crate::config::{merge, strategy_config};
+use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line, write_file};
 use crate::planning::{ReportOptions, ShapeOptions};
@@ -80,6 +79,7 @@ impl Compare {
             .load
             .as_deref()
             .ok_or_else(|| CliError::usage("`--load` is missing: a file with the observed load"))?;
+        let names = options.names()?;
         let observed = load_file::read(path)?;
         let load = observed.total();
         let current = options
@@ -101,7 +101,7 @@ impl Compare {
 
         let mut plans = Vec::new();
         let mut outcomes = Vec::new();
-        for name in options.names()? {
+        for name in names {
             match options.plan(&name, &request) {
                 Ok((plan, seconds)) => {
                     let report = PlanReport::of(&name, &plan, &load, current.as_ref(), seconds)?;
@@ -152,21 +152,19 @@ impl Report {
 impl CompareOptions {
     fn names(&self) -> Result<Vec<String>> {
         let registry = linked_strategies()?;
-        match &self.strategies {
-            None => Ok(registry.iter().map(|d| d.name.to_owned()).collect()),
+        let names: Vec<String> = match &self.strategies {
+            None => registry.iter().map(|d| d.name.to_owned()).collect(),
             Some(list) => list
                 .split(',')
                 .map(|name| Ok(registry.get(name.trim())?.name.to_owned()))
-                .collect(),
-        }
+                .collect::<Result<_>>()?,
+        };
+        self.shape.group.check_among(&names)?;
+        Ok(names)
     }
 
     fn plan(&self, name: &str, request: &PlacementRequest<'_>) -> Result<(ModelPlacement, f64)> {
-        let settings = match self.shape.group.strategy.as_deref() == Some(name) {
-            true => &self.shape.group.set[..],
-            false => &[],
-        };
-        let strategy = strategy_from_value(strategy_config(name, settings))?;
+        let strategy = self.shape.group.strategy_among(name)?;
         let start = Instant::now();
         let plan = strategy.plan(request)?;
         Ok((plan, start.elapsed().as_secs_f64()))

@@ -3,7 +3,6 @@
 use moekit::placement::balance::{LayerBalance, ModelBalance, model_balance};
 use moekit::placement::bound::load_bound;
 use moekit::placement::{ExpertLoad, ModelPlacement, PlacementChange};
-use moekit::routing::Rank;
 use serde::Serialize;
 
 use crate::error::Result;
@@ -57,14 +56,7 @@ impl PlanReport {
             .zip(load.layers())
             .enumerate()
         {
-            let slots: Vec<usize> = (0..placement.num_ranks())
-                .map(|r| {
-                    placement
-                        .slot_range(Rank::new(r))
-                        .map_or(0, |range| range.len())
-                })
-                .collect();
-            let bound = load_bound(load, &slots)?;
+            let bound = load_bound(load, &placement.slots_per_rank())?;
             bound_max += bound.max_load;
             layers.push(Entry {
                 balance,

@@ -9,12 +9,12 @@ use moekit::eval::simulate::{
 };
 use moekit::placement::balance::LayerBalance;
 use moekit::placement::bound::{load_bound, optimal_split};
-use moekit::placement::{LoadTrace, PlacementChange, strategy_from_value};
+use moekit::placement::{LoadTrace, PlacementChange, PlacementStrategy};
 use moekit::routing::{ReplicaSelector, RoutingTable};
 use serde::{Deserialize, Serialize};
 
 use crate::charts::{Page, bars, heat_map, lines};
-use crate::config::{merge, strategy_config};
+use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line, write_file};
 use crate::planning::{BudgetOptions, ReportOptions, ShapeOptions};
@@ -111,6 +111,12 @@ impl Simulate {
             None => self.options,
         };
         options.check_dump()?;
+        // A name that is not known is one before anything else is done.
+        let strategies = options.make_strategies()?;
+        let selectors = options.selectors();
+        for selector in &selectors {
+            split(selector)?;
+        }
         let trace = options.trace()?;
         let topology = options.shape.group.topology()?;
         let shape = options
@@ -134,15 +140,10 @@ impl Simulate {
         }
 
         let mut results = Vec::new();
-        for name in options.strategies() {
-            let set = match options.shape.group.strategy.as_deref() == Some(&name) {
-                true => &options.shape.group.set[..],
-                false => &[],
-            };
-            let strategy = strategy_from_value(strategy_config(&name, set))?;
-            for selector in options.selectors() {
-                bar.set_message(format!("{name}, {selector}"));
-                results.push(simulation.run(strategy.as_ref(), split(&selector)?.as_mut())?);
+        for strategy in strategies {
+            for selector in &selectors {
+                bar.set_message(format!("{}, {selector}", strategy.name()));
+                results.push(simulation.run(strategy.as_ref(), split(selector)?.as_mut())?);
             }
         }
         bar.finish_and_clear();
@@ -187,6 +188,15 @@ impl SimulateOptions {
         }
         all.extend(more);
         all
+    }
+
+    fn make_strategies(&self) -> Result<Vec<Box<dyn PlacementStrategy>>> {
+        let (group, names) = (&self.shape.group, self.strategies());
+        group.check_among(&names)?;
+        names
+            .iter()
+            .map(|name| group.strategy_among(name))
+            .collect()
     }
 
     fn selectors(&self) -> Vec<String> {

@@ -1,7 +1,7 @@
 use clap::{Args, Subcommand};
 use moekit::placement::{linked_strategies, strategy_from_value};
 use moekit::plugin::Descriptor;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line};
@@ -26,7 +26,7 @@ enum Query {
         /// The strategy
         name: String,
     },
-    /// An example configuration of a strategy, as TOML.
+    /// An example configuration of a strategy, as TOML that `--config` takes.
     Example {
         /// The strategy
         name: String,
@@ -59,11 +59,27 @@ impl Strategies {
                 if json {
                     return print_json(&example);
                 }
-                let text = toml::to_string(&example).map_err(|e| CliError::usage(e.to_string()))?;
+                let text = toml::to_string(&as_config(example))
+                    .map_err(|e| CliError::usage(e.to_string()))?;
                 print_line(text.trim_end())
             }
         }
     }
+}
+
+/// The configuration as `--config` takes it: the name above, the settings in a table of their own.
+fn as_config(mut example: Value) -> Value {
+    let settings = example
+        .as_object_mut()
+        .map(std::mem::take)
+        .unwrap_or_default();
+    let (name, settings): (Map<_, _>, Map<_, _>) =
+        settings.into_iter().partition(|(key, _)| key == "strategy");
+    let mut config = name;
+    if !settings.is_empty() {
+        config.insert("set".to_owned(), Value::Object(settings));
+    }
+    Value::Object(config)
 }
 
 fn describe(d: &Descriptor) -> Result<Value> {

@@ -14,7 +14,7 @@ use moekit_placement::{
     LoadTrace, MigrationBudget, MigrationPlanner, ModelPlacement, PlacementChange,
     PlacementRequest, PlacementStrategy, balance,
 };
-use moekit_routing::{RoutingTable, Topology};
+use moekit_routing::{Placement, RoutingTable, Topology};
 
 use crate::EvalError;
 use report::{Balances, mean};
@@ -227,13 +227,15 @@ impl<'a> Simulation<'a> {
             let moved = |(old, new)| PlacementChange::between(old, new).slots_received();
             let layers = current.layers().iter().zip(placement.layers());
             run.slots_moved += layers.map(moved).sum::<usize>();
+            let layers = placement.layers().iter();
+            run.slots_planned += layers.map(Placement::num_physical_experts).sum::<usize>();
             run.rounds += self.rounds(current, &placement)?;
             run.replans += 1;
         }
         for (layer, load) in placement.layers().iter().zip(load.layers()) {
             if run.plan.push(&balance::rank_loads(layer, load)?).is_some() {
-                let slots = self.shape.slots_per_rank();
-                let bound = self.certificate.and_then(|c| c.balance_bound(load, slots));
+                let slots = layer.slots_per_rank();
+                let bound = self.certificate.and_then(|c| c.balance_bound(load, &slots));
                 run.bounds.extend(bound);
             }
         }
@@ -305,7 +307,6 @@ impl<'a> Simulation<'a> {
     }
 
     fn finish(&self, strategy: &str, selector: &str, run: Run) -> Simulated {
-        let slots = self.shape.num_slots() * self.shape.num_layers();
         let intervals = run.placements.len();
         let report = SimulationReport {
             strategy: strategy.to_owned(),
@@ -321,7 +322,7 @@ impl<'a> Simulation<'a> {
             },
             bound: mean(&run.bounds),
             certificate_gap_mean: mean(&run.gaps),
-            slots_moved_fraction: run.slots_moved as f64 / (slots * run.replans.max(1)) as f64,
+            slots_moved_fraction: run.slots_moved as f64 / run.slots_planned.max(1) as f64,
             slots_moved: run.slots_moved,
             bytes_moved: self
                 .expert_bytes
@@ -354,6 +355,8 @@ struct Run {
     placements: Vec<ModelPlacement>,
     plan_seconds: f64,
     slots_moved: usize,
+    /// Slots of all re-plans.
+    slots_planned: usize,
     rounds: usize,
     replans: usize,
     plan: Balances,

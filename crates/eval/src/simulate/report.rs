@@ -3,6 +3,7 @@ use std::path::Path;
 
 use moekit_placement::ModelPlacement;
 use moekit_placement::balance::LayerBalance;
+use moekit_routing::Placement;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
@@ -146,60 +147,16 @@ impl Simulated {
     /// Writes what it takes to check the figures to a safetensors file: `rank_load` `[S, L, R]`
     /// of the measured steps, `step` `[S]` (their places in the trace), `physical_to_logical`
     /// `[intervals, L, P]`, `interval_start` `[intervals]` (steps of the trace) and
-    /// `rank_offsets` `[R + 1]` (the first slot of each rank).
+    /// `rank_offsets` `[R + 1]` (the first slot of each rank). Where the slots of a rank differ from layer
+    /// to layer or plan to plan, `rank_offsets` is `[intervals, L, R + 1]` and `P` the most slots of a
+    /// layer; -1 stands where a layer has fewer.
     ///
     /// # Errors
     ///
     /// If the file cannot be written.
     pub fn dump(&self, path: impl AsRef<Path>) -> Result<(), EvalError> {
         let path = path.as_ref();
-        let (Some(first), Some(&start)) = (self.placements.first(), self.interval_starts.first())
-        else {
-            return Err(EvalError::content(path, "there is no interval to write"));
-        };
-        let layer = &first.layers()[0];
-        let (layers, ranks) = (first.num_layers(), first.num_ranks());
-        let slots = layer.num_physical_experts();
-        let steps = self.rank_load.len() / (layers * ranks);
-        let experts = self.placements.iter().flat_map(|p| p.layers());
-        let experts = experts.flat_map(|l| l.physical_to_logical().iter().map(|e| e.index()));
-        let rank_load: Vec<u8> = self
-            .rank_load
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
-        let data = [
-            (
-                "rank_load",
-                Dtype::F64,
-                vec![steps, layers, ranks],
-                rank_load,
-            ),
-            (
-                "step",
-                Dtype::I64,
-                vec![steps],
-                integers(start..start + steps),
-            ),
-            (
-                "physical_to_logical",
-                Dtype::I64,
-                vec![self.placements.len(), layers, slots],
-                integers(experts),
-            ),
-            (
-                "interval_start",
-                Dtype::I64,
-                vec![self.interval_starts.len()],
-                integers(self.interval_starts.iter().copied()),
-            ),
-            (
-                "rank_offsets",
-                Dtype::I64,
-                vec![ranks + 1],
-                integers(layer.rank_offsets().iter().copied()),
-            ),
-        ];
+        let data = self.tensors();
         let failed = |error: safetensors::SafeTensorError| EvalError::content(path, error);
         let tensors = data
             .iter()
@@ -215,10 +172,65 @@ impl Simulated {
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(failed)?;
         file::write_whole(path, &bytes)
     }
+
+    fn tensors(&self) -> Vec<Tensor> {
+        let layers: Vec<&Placement> = self.placements.iter().flat_map(|p| p.layers()).collect();
+        let intervals = self.placements.len();
+        let (num_layers, num_ranks) = self
+            .placements
+            .first()
+            .map_or((0, 0), |p| (p.num_layers(), p.num_ranks()));
+        let uniform = layers
+            .windows(2)
+            .all(|w| w[0].rank_offsets() == w[1].rank_offsets());
+        let slots = layers
+            .iter()
+            .map(|layer| layer.num_physical_experts())
+            .max();
+        let slots = slots.unwrap_or_default();
+        let steps = self.rank_load.len() / (num_layers * num_ranks).max(1);
+        let start = self.interval_starts.first().copied().unwrap_or_default();
+
+        let experts = layers.iter().flat_map(|layer| {
+            let experts = layer.physical_to_logical().iter().map(|e| e.index() as i64);
+            experts.chain(std::iter::repeat(-1)).take(slots)
+        });
+        let (offsets_of, offsets_shape) = match uniform {
+            true => (&layers[..layers.len().min(1)], vec![num_ranks + 1]),
+            false => (&layers[..], vec![intervals, num_layers, num_ranks + 1]),
+        };
+        let offsets = offsets_of.iter().flat_map(|layer| layer.rank_offsets());
+        let rank_load = self.rank_load.iter().flat_map(|v| v.to_le_bytes());
+        let starts = self.interval_starts.iter().map(|&step| step as i64);
+        let shape = vec![steps, num_layers, num_ranks];
+        vec![
+            ("rank_load", Dtype::F64, shape, rank_load.collect()),
+            integers(
+                "step",
+                vec![steps],
+                (start..start + steps).map(|s| s as i64),
+            ),
+            integers(
+                "physical_to_logical",
+                vec![intervals, num_layers, slots],
+                experts,
+            ),
+            integers("interval_start", vec![intervals], starts),
+            integers(
+                "rank_offsets",
+                offsets_shape,
+                offsets.map(|&slot| slot as i64),
+            ),
+        ]
+    }
 }
 
-fn integers(values: impl Iterator<Item = usize>) -> Vec<u8> {
-    values.flat_map(|v| (v as i64).to_le_bytes()).collect()
+/// Name, type, shape and bytes of a tensor.
+type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+fn integers(name: &'static str, shape: Vec<usize>, values: impl Iterator<Item = i64>) -> Tensor {
+    let bytes = values.flat_map(i64::to_le_bytes).collect();
+    (name, Dtype::I64, shape, bytes)
 }
 
 #[cfg(test)]

@@ -201,7 +201,7 @@ impl Workload {
     ///
     /// # Errors
     ///
-    /// If either is zero.
+    /// If either is zero, or the turn of a domain never comes.
     pub fn with_domains(mut self, domains: usize, steps: usize) -> Result<Self, EvalError> {
         for (what, got) in [
             ("the number of domains", domains),
@@ -210,6 +210,18 @@ impl Workload {
             if got == 0 {
                 return Err(EvalError::setting(what, got, "1 or more"));
             }
+        }
+        let most = self.num_steps.div_ceil(steps);
+        if domains > most {
+            let expected = format!(
+                "at most {most}, so that each has its turn in {} steps",
+                self.num_steps
+            );
+            return Err(EvalError::setting(
+                "the number of domains",
+                domains,
+                expected,
+            ));
         }
         (self.domains, self.domain_steps) = (domains, steps);
         Ok(self)

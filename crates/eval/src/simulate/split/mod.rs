@@ -110,14 +110,18 @@ impl TokenSplit for EqualSplit {
     }
 }
 
-/// The tokens of an expert in a step that is routed.
+/// The tokens of an expert in a step that is split into whole ones.
 fn whole(count: f64) -> Result<u64, EvalError> {
-    if count.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&count) {
-        let what = "the load of an expert in a step that a replica selector routes";
-        return Err(EvalError::setting(what, count, "a whole number of tokens"));
+    if count.fract() != 0.0 || !(0.0..=LARGEST_WHOLE).contains(&count) {
+        let what = "the load of an expert in a step that is split into whole tokens";
+        let expected = "a whole number of tokens, at most 2^53";
+        return Err(EvalError::setting(what, count, expected));
     }
     Ok(count as u64)
 }
+
+/// Up to here every whole number is an `f64`.
+const LARGEST_WHOLE: f64 = (1u64 << 53) as f64;
 
 fn check_counts(table: &RoutingTable, counts: &[f64]) -> Result<(), EvalError> {
     if counts.len() == table.num_logical_experts() {

@@ -10,6 +10,9 @@ use rand_chacha::ChaCha8Rng;
 use super::{SlotLoads, SplitContext, TokenSplit, check_counts, whole};
 use crate::EvalError;
 
+/// Tokens of a layer that are routed one by one: of each, an id is held.
+const MOST_TOKENS: f64 = (1u64 << 28) as f64;
+
 /// A replica selector at work: every rank routes its tokens, in a random order.
 ///
 /// Takes whole counts only.
@@ -65,6 +68,13 @@ impl TokenSplit for SelectorSplit {
     fn split(&mut self, context: &SplitContext<'_>) -> Result<SlotLoads, EvalError> {
         let table = context.table;
         let dealt = deal(table, context.counts)?;
+        let tokens: f64 = context.counts.iter().sum();
+        if tokens > MOST_TOKENS {
+            let what = "the tokens of a layer in a step that a replica selector routes one by one";
+            let expected =
+                format!("at most {MOST_TOKENS}; `equal` and `waterfill` take any number");
+            return Err(EvalError::setting(what, tokens, expected));
+        }
         let seen = match self.selector.counts_needed() {
             CountsNeeded::PreviousStep => Some(deal(table, context.previous)?),
             CountsNeeded::None => None,

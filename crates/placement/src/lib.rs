@@ -48,6 +48,7 @@ mod load;
 mod manager;
 mod migration;
 mod model;
+pub mod order;
 mod request;
 mod strategy;
 

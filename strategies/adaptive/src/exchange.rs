@@ -58,6 +58,9 @@ struct Replicas {
     first: Vec<u32>,
     /// Slot and rank, by expert and slot.
     held: Vec<(u32, u32)>,
+    /// A bit for each rank that holds an expert, `words` of them for each expert.
+    bits: Vec<u64>,
+    words: usize,
 }
 
 impl Replicas {
@@ -69,15 +72,28 @@ impl Replicas {
         }
         let mut next = first.clone();
         let mut held = vec![(0, 0); layout.ranks.num_slots()];
+        let words = layout.ranks.len().div_ceil(u64::BITS as usize);
+        let mut bits = vec![0; num_experts * words];
         for rank in layout.ranks.live() {
             for (slot, &expert) in layout.ranks.slots(rank).zip(layout.experts_of(rank)) {
                 if expert != EMPTY {
                     held[next[expert as usize] as usize] = (slot as u32, rank as u32);
                     next[expert as usize] += 1;
+                    bits[expert as usize * words + rank / 64] |= 1 << (rank % 64);
                 }
             }
         }
-        Self { first, held }
+        Self {
+            first,
+            held,
+            bits,
+            words,
+        }
+    }
+
+    /// Whether a rank holds an expert.
+    fn is_on(&self, expert: u32, rank: usize) -> bool {
+        self.bits[expert as usize * self.words + rank / 64] >> (rank % 64) & 1 != 0
     }
 
     fn of_expert(&self, expert: u32) -> &[(u32, u32)] {
@@ -124,8 +140,12 @@ pub(crate) struct Exchanges<'l, 'a> {
     target: f64,
     replicas: Replicas,
     live: u32,
-    /// The load of each replica of an expert with one more, `[E]`.
+    /// The load of each replica of an expert, `[E]`.
+    shares: Vec<f64>,
+    /// The same with one more.
     come: Vec<f64>,
+    /// The same with one less.
+    gone: Vec<f64>,
     /// How the excess changes where an expert sits already if it gets one more, `[E]`.
     relief: Vec<f64>,
     /// Slots and ranks of the experts that have several replicas.
@@ -139,17 +159,21 @@ impl<'l, 'a> Exchanges<'l, 'a> {
             target,
             replicas: Replicas::of(layout),
             live: layout.ranks.live().count() as u32,
+            shares: Vec::new(),
             come: Vec::new(),
+            gone: Vec::new(),
             relief: Vec::new(),
             several: Vec::new(),
         };
         let experts = 0..layout.weights.len() as u32;
-        let come = experts
-            .clone()
-            .map(|e| layout.share_among(e, layout.count(e) + 1));
-        search.come = come.collect();
-        let relief = experts.map(|e| {
-            let drop = layout.share(e) - search.come[e as usize];
+        let with = |change: i32| -> Vec<f64> {
+            let count = |e| layout.count(e).saturating_add_signed(change);
+            let each = experts.clone();
+            each.map(|e| layout.share_among(e, count(e))).collect()
+        };
+        (search.shares, search.come, search.gone) = (with(0), with(1), with(-1));
+        let relief = experts.clone().map(|e| {
+            let drop = search.shares[e as usize] - search.come[e as usize];
             let held = search.replicas.of_expert(e).iter();
             held.map(|&(_, rank)| search.rise(rank as usize, -drop))
                 .sum()
@@ -199,37 +223,33 @@ impl<'l, 'a> Exchanges<'l, 'a> {
 
     /// Whether a rank lacks an expert that is not everywhere.
     pub(crate) fn can_take(&self, rank: usize, expert: u32) -> bool {
-        self.layout.count(expert) < self.live
-            && self
-                .replicas
-                .of_expert(expert)
-                .iter()
-                .all(|&(_, r)| r as usize != rank)
+        self.layout.count(expert) < self.live && !self.replicas.is_on(expert, rank)
     }
 
     /// What happens to the excess if the slot, on this rank, gets the expert.
     pub(crate) fn change(&self, slot: usize, rank: usize, expert: u32) -> f64 {
         let layout = self.layout;
         let come = self.come[expert as usize];
-        let drop = layout.share(expert) - come;
-        let (share, rise, losing) = match layout.expert(slot) {
-            EMPTY => (0.0, 0.0, &[][..]),
-            lost => {
-                let share = layout.share(lost);
-                let after = layout.share_among(lost, layout.count(lost) - 1);
-                (share, after - share, self.replicas.of_expert(lost))
+        let drop = self.shares[expert as usize] - come;
+        let lost = Some(layout.expert(slot)).filter(|&lost| lost != EMPTY);
+        let (share, rise, losing) = match lost {
+            None => (0.0, 0.0, &[][..]),
+            Some(lost) => {
+                let share = self.shares[lost as usize];
+                let rise = self.gone[lost as usize] - share;
+                (share, rise, self.replicas.of_expert(lost))
             }
         };
         let gaining = self.replicas.of_expert(expert);
         let mut change = self.rise(rank, come - share);
         for &(other, r) in losing {
             if other as usize != slot {
-                let both = gaining.iter().any(|&(_, g)| g == r);
+                let both = self.replicas.is_on(expert, r as usize);
                 change += self.rise(r as usize, if both { rise - drop } else { rise });
             }
         }
         for &(_, r) in gaining {
-            if losing.iter().all(|&(_, l)| l != r) {
+            if !lost.is_some_and(|lost| self.replicas.is_on(lost, r as usize)) {
                 change += self.rise(r as usize, -drop);
             }
         }

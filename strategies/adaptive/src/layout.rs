@@ -1,9 +1,13 @@
 //! A placement of one layer while it is searched.
 
+use crate::lanes::fold_lanes;
 use crate::ranks::Ranks;
 
 /// In place of an expert: nothing sits in the slot yet.
 pub(crate) const EMPTY: u32 = u32::MAX;
+
+/// More than the rounding error of a time, as a part of it.
+pub(crate) const ROUNDING: f64 = 1e-12;
 
 /// What sits in each slot, and the sums that follow.
 #[derive(Clone, Debug)]
@@ -97,19 +101,30 @@ impl<'a> Layout<'a> {
     }
 
     pub(crate) fn largest(&self) -> f64 {
-        self.times.iter().copied().fold(0.0, f64::max)
+        fold_lanes(&self.times, 0.0, |most, t| if t > most { t } else { most })
+    }
+
+    /// The time of the live rank that takes the least.
+    pub(crate) fn lightest(&self) -> f64 {
+        let less = |least, t| if t < least { t } else { least };
+        if self.ranks.are_all_live() {
+            return fold_lanes(&self.times, f64::INFINITY, less);
+        }
+        let live = self.ranks.live().map(|rank| self.times[rank]);
+        live.fold(f64::INFINITY, less)
+    }
+
+    /// The same among the ranks of a node.
+    pub(crate) fn lightest_on(&self, node: usize) -> f64 {
+        let live = self.ranks.live_on(node).map(|rank| self.times[rank]);
+        live.fold(f64::INFINITY, f64::min)
     }
 
     /// The rank that takes longest, the first of several.
     pub(crate) fn busiest(&self) -> usize {
-        let longer = |best: usize, rank: usize| {
-            if self.times[rank] > self.times[best] {
-                rank
-            } else {
-                best
-            }
-        };
-        (0..self.times.len()).fold(0, longer)
+        let largest = self.largest();
+        let first = self.times.iter().position(|&t| t == largest);
+        first.unwrap_or_default()
     }
 
     /// Summed anew, so that a load is a function of the slots and not of the way to them.

@@ -13,6 +13,7 @@ mod baseline;
 mod budget;
 mod exchange;
 mod homes;
+mod lanes;
 mod layers;
 mod layout;
 mod lightest;

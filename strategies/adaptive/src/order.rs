@@ -1,28 +1,17 @@
 //! Experts and replicas, the heaviest first.
 
+use moekit_placement::order::HeaviestFirst;
+pub(crate) use moekit_placement::order::{heavy_first, index_of};
+
 use crate::apportion::Apportionment;
-
-/// Keys of a load and an index: sorted, the larger load comes first, of equal ones the lower index.
-/// Loads are not negative, so that their bits are ordered as they are.
-pub(crate) fn heavy_first(load: f32, index: u32) -> u64 {
-    u64::from(!load.to_bits()) << 32 | u64::from(index)
-}
-
-/// The index in a key.
-pub(crate) fn index_of(key: u64) -> u32 {
-    key as u32
-}
 
 /// The keys of all experts, sorted.
 ///
-/// Time: O(E log E).
+/// Time: O(E) for loads that are spread out, else O(E log E).
 pub(crate) fn experts(load: &[f32]) -> Vec<u64> {
-    let mut keys: Vec<u64> = (0..)
-        .zip(load)
-        .map(|(e, &load)| heavy_first(load, e))
-        .collect();
-    keys.sort_unstable();
-    keys
+    let mut order = HeaviestFirst::default();
+    order.sort(load);
+    order.into_keys()
 }
 
 /// The expert of every replica, by falling load per replica; of equal ones the first replicas of the

@@ -1,6 +1,8 @@
 //! The layout from which a search starts: longest first, no expert twice on a rank, replicas over
 //! ranks that nothing connects yet, at home if there is room.
 
+use crate::lanes::fold_lanes;
+use crate::layout::ROUNDING;
 use crate::lightest::Lightest;
 use crate::ranks::Ranks;
 
@@ -24,6 +26,9 @@ pub(crate) struct Packed {
     pub(crate) order: Vec<u32>,
     /// Whether replicas connect all ranks.
     pub(crate) is_connected: bool,
+    /// The least time that was refused to connect ranks: nothing changes with a slack below; infinite if
+    /// none was.
+    pub(crate) missing: f64,
 }
 
 /// Packs replicas onto ranks.
@@ -58,7 +63,10 @@ pub(crate) fn pack(
             room_for_guests(weights, homes, ranks, slack.node_limit)
         }),
         component: (0..ranks.len() as u32).collect(),
+        parts: ranks.live().count(),
         first: vec![NOWHERE; weights.len()],
+        apart: Vec::with_capacity(ranks.len()),
+        missing: f64::INFINITY,
     };
     for rank in ranks.live() {
         packing.times[rank] = 0.0;
@@ -79,10 +87,9 @@ pub(crate) fn pack(
             packing.connect(expert, rank);
         }
     }
-    let mut live = ranks.live().map(|rank| packing.component[rank]);
-    let first = live.next();
     Packed {
-        is_connected: live.all(|component| Some(component) == first),
+        is_connected: packing.parts <= 1,
+        missing: packing.missing,
         slots: packing.slots,
         order: packing.order,
     }
@@ -121,8 +128,15 @@ struct Packing<'a> {
     room: Vec<f64>,
     /// The lowest of the ranks that replicas connect with each rank.
     component: Vec<u32>,
+    /// How many sets of connected ranks there are.
+    parts: usize,
     /// The rank of each expert's first replica, of those that have several, `[E]`.
     first: Vec<u32>,
+    /// Scratch memory of `lightest_apart`.
+    apart: Vec<f64>,
+    /// The least time above the lightest rank's that a rank would have had which connects, but was too
+    /// heavy.
+    missing: f64,
 }
 
 impl Packing<'_> {
@@ -161,52 +175,91 @@ impl Packing<'_> {
             let known = self.open.rank().filter(|_| self.ranks.are_as_fast());
             return known
                 .filter(takes)
-                .or_else(|| self.lightest_of(expert, share, |_| true));
+                .or_else(|| self.lightest_of(expert, share, 0..self.ranks.len()));
         };
         let home = homes[expert as usize] as usize;
-        let node = |rank| self.ranks.node(rank);
         // A node gives away what it has too much, and takes a replica if at least half of it is wanted.
-        let hosts = |rank| node(rank) != home && self.room[node(rank)] >= share / 2.0;
-        let guest = match self.room[home] <= -share {
-            true => self.lightest_of(expert, share, hosts),
-            false => None,
+        let host = || {
+            let takes = |&node: &usize| node != home && self.room[node] >= share / 2.0;
+            let hosts = (0..self.room.len()).filter(takes);
+            self.lightest_of(expert, share, hosts.flat_map(|node| self.ranks.on(node)))
         };
+        let gives = self.room[home] <= -share;
+        let guest = if gives { host() } else { None };
         guest
-            .or_else(|| self.lightest_of(expert, share, |rank| node(rank) == home))
-            .or_else(|| self.lightest_of(expert, share, hosts))
-            .or_else(|| self.lightest_of(expert, share, |_| true))
+            .or_else(|| self.lightest_of(expert, share, self.ranks.on(home)))
+            .or_else(|| if gives { None } else { host() })
+            .or_else(|| self.lightest_of(expert, share, 0..self.ranks.len()))
     }
 
-    /// The lightest of some ranks, which lacks the expert.
-    fn lightest_of(&self, expert: u32, share: f64, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    /// The lightest of some ranks, ascending, which lacks the expert.
+    fn lightest_of(
+        &self,
+        expert: u32,
+        share: f64,
+        ranks: impl Iterator<Item = usize>,
+    ) -> Option<usize> {
         let mut least = f64::INFINITY;
         let mut lightest = None;
-        for rank in 0..self.ranks.len() {
+        for rank in ranks {
             let time = self.with(rank, share);
-            if time < least && fits(rank) && !self.held(rank).contains(&expert) {
+            if time < least && !self.held(rank).contains(&expert) {
                 (least, lightest) = (time, Some(rank));
             }
         }
         lightest
     }
 
+    /// The lightest rank that is not in a component and lacks the expert.
+    fn lightest_apart(&mut self, expert: u32, share: f64, component: u32) -> Option<usize> {
+        let mut times = std::mem::take(&mut self.apart);
+        times.clear();
+        times.extend((0..self.ranks.len()).map(|rank| {
+            let time = self.with(rank, share);
+            if self.component[rank] == component {
+                f64::INFINITY
+            } else {
+                time
+            }
+        }));
+        let lightest = loop {
+            let least = fold_lanes(&times, f64::INFINITY, |a, b| if b < a { b } else { a });
+            let first = times.iter().position(|&time| time == least);
+            match first.filter(|_| least < f64::INFINITY) {
+                Some(rank) if self.held(rank).contains(&expert) => times[rank] = f64::INFINITY,
+                found => break found,
+            }
+        };
+        self.apart = times;
+        lightest
+    }
+
     /// The lightest rank without the expert; one that the expert's other replicas are not connected
     /// with, if there is such a one hardly heavier.
-    fn connecting(&self, expert: u32, share: f64) -> Option<usize> {
+    fn connecting(&mut self, expert: u32, share: f64) -> Option<usize> {
         let lightest = self.lightest(expert, share)?;
         let first = self.first[expert as usize];
-        if first == NOWHERE {
+        if first == NOWHERE || self.parts == 1 {
             return Some(lightest);
         }
         let component = self.component[first as usize];
-        let limit = self.with(lightest, share) + self.slack.connect;
-        let node = self.ranks.node(lightest);
-        let connects = |rank: usize| {
-            self.component[rank] != component
-                && self.with(rank, share) <= limit
-                && (self.slack.homes.is_none() || self.ranks.node(rank) == node)
+        let connecting = match self.slack.homes {
+            Some(_) => {
+                let ranks = self.ranks.on(self.ranks.node(lightest));
+                let others = ranks.filter(|&rank| self.component[rank] != component);
+                self.lightest_of(expert, share, others)
+            }
+            None => self.lightest_apart(expert, share, component),
         };
-        self.lightest_of(expert, share, connects).or(Some(lightest))
+        let Some(connecting) = connecting else {
+            return Some(lightest);
+        };
+        let (least, time) = (self.with(lightest, share), self.with(connecting, share));
+        if time <= least + self.slack.connect {
+            return Some(connecting);
+        }
+        self.missing = self.missing.min(time - least - ROUNDING * time);
+        Some(lightest)
     }
 
     /// Notes that a replica of the expert is on a rank now.
@@ -217,6 +270,7 @@ impl Packing<'_> {
         }
         let (a, b) = (self.component[*first as usize], self.component[rank]);
         if a != b {
+            self.parts -= 1;
             for component in &mut self.component {
                 if *component == a.max(b) {
                     *component = a.min(b);

@@ -179,10 +179,13 @@ impl<'a> Search<'_, 'a> {
                 break;
             }
             slack.connect *= 2.0;
+            if slack.connect < packed.missing {
+                continue;
+            }
             packed = pack(weights, &given.counts, order, ranks, slack);
         }
         let layout = Layout::new(ranks, weights, packed.slots);
-        let descent = Descent::new(&layout, packed.order);
+        let descent = Descent::nearly_sorted(&layout, packed.order);
         (layout, descent)
     }
 

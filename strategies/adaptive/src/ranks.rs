@@ -13,10 +13,12 @@ pub(crate) struct Ranks {
     pace: Vec<f64>,
     /// The node of each rank, `[R]`.
     node: Vec<usize>,
-    num_nodes: usize,
+    /// The ranks of each node, `[N]`.
+    nodes: Vec<Range<usize>>,
     /// That of the fastest.
     least_pace: f64,
     are_as_fast: bool,
+    are_all_live: bool,
     /// The rank of each slot, `[P]`.
     rank_of: Vec<u32>,
 }
@@ -34,13 +36,16 @@ impl Ranks {
             offsets: Vec::new(),
             pace: ranks.clone().map(pace).collect(),
             node: ranks.map(node).collect(),
-            num_nodes: topology.num_nodes(),
+            nodes: (0..topology.num_nodes())
+                .filter_map(|node| topology.ranks_of(node))
+                .collect(),
             least_pace: slots
                 .iter()
                 .enumerate()
                 .map(|(rank, _)| pace(rank))
                 .fold(f64::INFINITY, f64::min),
             are_as_fast: speeds.iter().all(|speed| *speed == speeds[0]),
+            are_all_live: true,
             rank_of: Vec::new(),
         };
         unfilled.with_slots(slots)
@@ -63,6 +68,7 @@ impl Ranks {
         Self {
             offsets: std::iter::once(0).chain(ends).collect(),
             rank_of: slots.iter().enumerate().flat_map(of).collect(),
+            are_all_live: !slots.contains(&0),
             ..self.clone()
         }
     }
@@ -101,12 +107,27 @@ impl Ranks {
     }
 
     pub(crate) fn num_nodes(&self) -> usize {
-        self.num_nodes
+        self.nodes.len()
+    }
+
+    /// The ranks of a node.
+    pub(crate) fn on(&self, node: usize) -> Range<usize> {
+        self.nodes[node].clone()
     }
 
     /// Ranks that have slots, ascending.
     pub(crate) fn live(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.len()).filter(|&rank| !self.slots(rank).is_empty())
+    }
+
+    /// Ranks of a node that have slots, ascending.
+    pub(crate) fn live_on(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
+        self.on(node).filter(|&rank| !self.slots(rank).is_empty())
+    }
+
+    /// Whether every rank has slots.
+    pub(crate) fn are_all_live(&self) -> bool {
+        self.are_all_live
     }
 
     /// Whether all ranks are as fast.

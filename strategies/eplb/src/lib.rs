@@ -6,7 +6,9 @@
 //! hierarchical mode expert groups are packed onto nodes first, and replicas stay in their node.
 
 mod greedy;
+mod packing;
 mod preserve;
+mod replication;
 
 use moekit_placement::{
     Capabilities, ExpertLoad, ModelPlacement, Placement, PlacementError, PlacementRequest,
@@ -79,14 +81,27 @@ impl Default for Eplb {
 #[typetag::serde(name = "eplb")]
 impl PlacementStrategy for Eplb {
     fn place(&self, request: &PlacementRequest<'_>) -> Result<ModelPlacement, PlacementError> {
-        let loaded = |load: &ExpertLoad| load.layers().any(|layer| layer.iter().any(|&l| l > 0.0));
-        let mut greedy = match request.load().is_some_and(loaded) {
-            true => Some(Greedy::new(self.hierarchy(request)?)),
-            false => None,
+        let all = request.load().into_iter().flat_map(ExpertLoad::layers);
+        let loads: Vec<&[f64]> = all.filter(|load| has_load(load)).collect();
+        let balanced = match loads.is_empty() {
+            true => Vec::new(),
+            false => Greedy::new(self.hierarchy(request)?).place(&loads),
         };
-        let layers = (0..request.num_layers())
-            .map(|layer| self.place_layer(request, layer, greedy.as_mut()))
-            .collect::<Result<_, _>>()?;
+        let mut balanced = balanced.into_iter();
+        let (experts, offsets) = (request.num_logical_experts(), request.rank_offsets());
+        let layers = (0..request.num_layers()).map(|layer| {
+            let load = request.load().and_then(|load| load.layer(layer));
+            let balanced = load
+                .filter(|load| has_load(load))
+                .and_then(|_| balanced.next());
+            let mut slots = balanced.unwrap_or_else(|| cyclic(request));
+            let current = request.current().and_then(|c| c.layers().get(layer));
+            if let Some(current) = current.filter(|_| self.preserve_slots) {
+                preserve::preserve_slots(&mut slots, &offsets, current);
+            }
+            Ok(Placement::new(experts, slots, offsets.clone())?)
+        });
+        let layers = layers.collect::<Result<_, PlacementError>>()?;
         ModelPlacement::new(layers)
     }
 
@@ -107,27 +122,6 @@ register_strategy! {
 }
 
 impl Eplb {
-    fn place_layer(
-        &self,
-        request: &PlacementRequest<'_>,
-        layer: usize,
-        greedy: Option<&mut Greedy>,
-    ) -> Result<Placement, PlacementError> {
-        let experts = request.num_logical_experts();
-        let load = request.load().and_then(|load| load.layer(layer));
-        let mut slots = match (greedy, load) {
-            (Some(greedy), Some(load)) if load.iter().any(|&l| l > 0.0) => greedy.place(load),
-            _ => (0..request.num_slots())
-                .map(|slot| slot % experts)
-                .collect(),
-        };
-        let current = request.current().and_then(|c| c.layers().get(layer));
-        if let Some(current) = current.filter(|_| self.preserve_slots) {
-            preserve::preserve_slots(&mut slots, &request.rank_offsets(), current);
-        }
-        Ok(Placement::new(experts, slots, request.rank_offsets())?)
-    }
-
     /// Checks what the algorithm requires and chooses the mode.
     fn hierarchy(&self, request: &PlacementRequest<'_>) -> Result<Hierarchy, PlacementError> {
         let refuse = |message: String| Err(PlacementError::precondition(NAME, message));
@@ -183,6 +177,18 @@ impl Eplb {
             experts,
         })
     }
+}
+
+fn has_load(load: &[f64]) -> bool {
+    load.iter().any(|&l| l > 0.0)
+}
+
+/// vLLM's initial placement of a layer.
+fn cyclic(request: &PlacementRequest<'_>) -> Vec<usize> {
+    let experts = request.num_logical_experts();
+    (0..request.num_slots())
+        .map(|slot| slot % experts)
+        .collect()
 }
 
 #[cfg(test)]

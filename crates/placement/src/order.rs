@@ -1,0 +1,175 @@
+//! What a greedy strategy takes in turn: experts, replicas or groups, the heaviest first.
+//!
+//! A thing is one integer, its key: the bits of its load above, inverted, and its index below. Loads are
+//! never negative, so that their bits are ordered as they are; ties fall to the lowest index by
+//! themselves.
+//!
+//! ```
+//! use moekit_placement::order::{HeaviestFirst, index_of};
+//!
+//! let mut order = HeaviestFirst::default();
+//! let experts: Vec<u32> = order.sort(&[2.0, 5.0, 2.0]).iter().map(|&key| index_of(key)).collect();
+//! assert_eq!(experts, [1, 0, 2]);
+//! ```
+
+/// Sorts before the key of any smaller load, and of the same load with a larger index. The load is not
+/// negative, nor the negative zero.
+#[inline]
+pub fn heavy_first(load: f32, index: u32) -> u64 {
+    u64::from(!load.to_bits()) << 32 | u64::from(index)
+}
+
+/// The index in a key.
+#[inline]
+pub fn index_of(key: u64) -> u32 {
+    key as u32
+}
+
+/// The load in a key.
+#[inline]
+pub fn load_of(key: u64) -> f32 {
+    f32::from_bits(!((key >> 32) as u32))
+}
+
+/// Sorts loads; keeps the memory that this takes.
+#[derive(Clone, Debug, Default)]
+pub struct HeaviestFirst {
+    keys: Vec<u64>,
+    scratch: Vec<u64>,
+}
+
+/// Below, and above, comparing is faster than counting.
+const COUNTED: std::ops::RangeInclusive<usize> = 128..=4096;
+/// Bits of a digit.
+const RADIX: u32 = 8;
+/// Moves per key after which what counting left out of order is sorted by comparing all.
+const MOST_MOVES: usize = 4;
+
+impl HeaviestFirst {
+    /// The keys of `load`, `[N]`, sorted: the heaviest first, of equal ones the lowest index.
+    ///
+    /// Time: O(N) for loads that are spread out, else O(N log N).
+    pub fn sort(&mut self, load: &[f32]) -> &[u64] {
+        self.keys.clear();
+        let keys = (0..)
+            .zip(load)
+            .map(|(index, &load)| heavy_first(load, index));
+        self.keys.extend(keys);
+        let n = self.keys.len();
+        if !COUNTED.contains(&n) || !self.count() {
+            self.keys.sort_unstable();
+        }
+        &self.keys
+    }
+
+    /// The keys that were sorted last.
+    pub fn keys(&self) -> &[u64] {
+        &self.keys
+    }
+
+    /// The same, as a vector.
+    pub fn into_keys(self) -> Vec<u64> {
+        self.keys
+    }
+
+    /// Sorts by the two highest digits of what tells the keys apart, then by insertion, since few
+    /// keys agree in both. Whether that was enough.
+    fn count(&mut self) -> bool {
+        const DIGITS: usize = 1 << RADIX;
+        let high = |key: u64| (key >> 32) as u32;
+        let least = self.keys.iter().map(|&key| high(key)).min();
+        let most = self.keys.iter().map(|&key| high(key)).max();
+        let (Some(least), Some(most)) = (least, most) else {
+            return true;
+        };
+        let unused = (u32::BITS - (most - least).leading_zeros()).saturating_sub(2 * RADIX);
+        let digits = |key: u64| {
+            let rest = ((high(key) - least) >> unused) as usize;
+            [rest % DIGITS, rest / DIGITS % DIGITS]
+        };
+        let mut starts = [[0u32; DIGITS]; 2];
+        for &key in &self.keys {
+            let [low, high] = digits(key);
+            starts[0][low] += 1;
+            starts[1][high] += 1;
+        }
+        for starts in &mut starts {
+            let mut next = 0;
+            for start in starts {
+                next += std::mem::replace(start, next);
+            }
+        }
+        self.scratch.clear();
+        self.scratch.resize(self.keys.len(), 0);
+        for (digit, starts) in starts.iter_mut().enumerate() {
+            for &key in &self.keys {
+                let start = &mut starts[digits(key)[digit]];
+                self.scratch[*start as usize] = key;
+                *start += 1;
+            }
+            std::mem::swap(&mut self.keys, &mut self.scratch);
+        }
+        insertion_sort(&mut self.keys, MOST_MOVES * self.scratch.len())
+    }
+}
+
+/// Sorts what is nearly sorted; gives up after a number of moves. Whether it did not.
+fn insertion_sort(keys: &mut [u64], most_moves: usize) -> bool {
+    let mut moves = 0;
+    for i in 1..keys.len() {
+        let key = keys[i];
+        let mut at = i;
+        while at > 0 && keys[at - 1] > key {
+            keys[at] = keys[at - 1];
+            at -= 1;
+        }
+        keys[at] = key;
+        moves += i - at;
+        if moves > most_moves {
+            return false;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(load: &[f32]) {
+        let mut keys: Vec<u64> = (0..)
+            .zip(load)
+            .map(|(index, &load)| heavy_first(load, index))
+            .collect();
+        keys.sort_unstable();
+        assert_eq!(HeaviestFirst::default().sort(load), keys, "{load:?}");
+    }
+
+    #[test]
+    fn loads_that_counting_cannot_tell_apart_are_sorted() {
+        // All but one in one digit, against their order.
+        let near = |i: u16| 1.0 + f32::from(i) * f32::EPSILON;
+        let mut load: Vec<f32> = (0..500).map(near).collect();
+        load.push(f32::INFINITY);
+        check(&load);
+        check(&[3.0; 100]);
+        check(&[0.0; 100]);
+    }
+
+    #[test]
+    fn a_key_tells_its_load() {
+        let key = heavy_first(1.5, 7);
+        assert_eq!((load_of(key), index_of(key)), (1.5, 7));
+    }
+
+    proptest! {
+        #[test]
+        fn any_loads_are_sorted(
+            load in prop::collection::vec(prop_oneof![0f32..1.0, 0f32..1e30, (0u8..9).prop_map(f32::from)], 0..300),
+        ) {
+            check(&load);
+        }
+    }
+}

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use moekit_quant::{Activation, MoeLayerSpec, MoeModelSpec};
 use serde_json::Value;
 
+use crate::parts::forgotten;
 use crate::{CheckpointError, family};
 
 /// Largest size, and largest number of experts or layers, that a configuration may claim.
@@ -37,20 +38,15 @@ impl<'a> ModelConfig<'a> {
     ///
     /// If no family reads the model type, or the configuration lacks something.
     pub fn model(&self) -> Result<MoeModelSpec, CheckpointError> {
-        let model_types: Vec<&str> = [self.text, Some(self.root)]
-            .into_iter()
-            .flatten()
-            .filter_map(|config| config.get("model_type")?.as_str())
-            .collect();
-        let Some(outermost) = model_types.last() else {
+        let Some(outermost) = self.model_types().last() else {
             return Err(self.error("model_type", "the name of a model family"));
         };
         let families = family::known()?;
-        let Some(family) = model_types.iter().find_map(|t| families.get(t).copied()) else {
+        let Some(family) = self.model_types().find_map(|t| families.get(t).copied()) else {
             return Err(family::unknown(outermost, &families));
         };
         let mut model = (family.spec)(self)?;
-        (*outermost).clone_into(&mut model.model_type);
+        outermost.clone_into(&mut model.model_type);
         for layer in &model.layers {
             layer.check()?;
             self.check_parts(layer)?;
@@ -66,31 +62,27 @@ impl<'a> ModelConfig<'a> {
             return Ok(());
         };
         let prefix = format!("{before}{index}");
-        let inside = self.tensors.range(prefix.as_str()..);
-        for name in inside.take_while(|name| name.starts_with(&prefix)) {
-            for (part, is_known) in [
-                ("shared_expert", layer.shared.is_some()),
-                (
-                    "e_score_correction_bias",
-                    layer.router.correction_bias.is_some(),
-                ),
-            ] {
-                if name.contains(part) && !is_known {
-                    let what = format!("tensor `{name}` without a word of it in config.json");
-                    let supported = "layers whose shared experts and biases are configured";
-                    return Err(self.unsupported(what, supported));
-                }
+        let inside = self.tensors.range(prefix.as_str()..).copied();
+        match forgotten(layer, inside.take_while(|name| name.starts_with(&prefix))) {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("tensor `{name}`, of which config.json says nothing,");
+                let supported = "the shared experts and biases of the family, as configured";
+                Err(self.unsupported(what, supported))
             }
         }
-        Ok(())
+    }
+
+    /// The values of `model_type`, the innermost first: the first one that a family reads is what
+    /// chose that family.
+    pub fn model_types(&self) -> impl Iterator<Item = &'a str> {
+        let configs = [self.text, Some(self.root)].into_iter().flatten();
+        configs.filter_map(|config| config.get("model_type")?.as_str())
     }
 
     /// `model_type` of the outermost configuration that has one.
     pub fn model_type(&self) -> &'a str {
-        let name = |config: &'a Value| config.get("model_type").and_then(Value::as_str);
-        name(self.root)
-            .or_else(|| self.text.and_then(name))
-            .unwrap_or_default()
+        self.model_types().last().unwrap_or_default()
     }
 
     /// The first of the keys that is there and not `null`.
@@ -112,6 +104,18 @@ impl<'a> ModelConfig<'a> {
         match self.count(keys)? {
             Some(size) if size > 0 => Ok(size),
             _ => Err(self.error(&keys.join("` or `"), "a number from 1 to 2^31")),
+        }
+    }
+
+    /// A size or count of at least 1, `default` if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// If it is there and not a whole number, 0 or beyond 2^31.
+    pub fn size_or(&self, keys: &[&str], default: usize) -> Result<usize, CheckpointError> {
+        match self.value(keys) {
+            None => Ok(default),
+            Some(_) => self.size(keys),
         }
     }
 

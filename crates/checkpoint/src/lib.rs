@@ -11,6 +11,7 @@ mod error;
 mod families;
 mod family;
 mod json;
+mod parts;
 mod quant_config;
 mod shard;
 

@@ -205,10 +205,30 @@ fn which_layers_are_moe_layers() {
         "moe_layer_end_index": -1, "moe_layer_interval": 2,
     });
     assert_eq!(layers(&ernie), [1, 3, 5]);
-    assert_eq!(
-        layers(&with(&ernie, "moe_layer_end_index", json!(3))),
-        [1, 3]
+    let end = |value: Value| with(&ernie, "moe_layer_end_index", value);
+    assert_eq!(layers(&end(json!(3))), [1, 3]);
+    assert_eq!(layers(&end(json!(3.0))), [1, 3]);
+    assert_eq!(layers(&end(Value::Null)), [1, 3, 5]);
+    let error = told(&end(json!("3")));
+    assert!(error.contains("`moe_layer_end_index` is \"3\""), "{error}");
+    for (config, key) in [
+        (&qwen3(), "decoder_sparse_step"),
+        (&deepseek_v3(), "moe_layer_freq"),
+        (&llama["text_config"], "interleave_moe_layer_step"),
+        (&ernie, "moe_layer_interval"),
+    ] {
+        let error = told(&with(config, key, json!(0)));
+        assert!(
+            error.contains(&format!("`{key}` is 0, expected a number from 1")),
+            "{error}"
+        );
+    }
+    let error = told(&with(&ernie, "moe_norm_min", json!(0.9)));
+    assert!(
+        error.contains("`moe_norm_min` is 0.9, expected at most 1e-6"),
+        "{error}"
     );
+    assert!(model(&with(&ernie, "moe_norm_min", json!(1e-12))).is_ok());
 }
 
 #[test]
@@ -248,7 +268,11 @@ fn groups_must_divide_the_experts() {
             json!("greedy"),
             "topk_method `greedy` is not supported",
         ),
-        ("scoring_func", json!("tanh"), "`scoring_func` is \"tanh\""),
+        (
+            "scoring_func",
+            json!("softmax"),
+            "`scoring_func` is \"softmax\", expected `sigmoid`",
+        ),
     ] {
         let error = told(&with(&deepseek_v3(), key, value));
         assert!(error.contains(expected), "{key}: {error}");
@@ -268,6 +292,17 @@ fn variants_that_ports_disagree_on_are_refused() {
     assert!(model(&v2).is_ok());
     assert!(told(&with(&v2, "norm_topk_prob", json!(true))).contains("norm_topk_prob = true"));
     assert!(told(&with(&v2, "topk_method", json!("noaux_tc"))).contains("group_limited_greedy"));
+    let error = told(&with(&v2, "scoring_func", json!("sigmoid")));
+    assert!(error.contains("\"sigmoid\", expected `softmax`"), "{error}");
+    let error = told(&with(&v2, "moe_layer_freq", json!(0)));
+    assert!(error.contains("`moe_layer_freq` is 0"), "{error}");
+    let minimax = json!({
+        "model_type": "minimax_m2", "hidden_size": 8, "intermediate_size": 4,
+        "num_hidden_layers": 1, "num_local_experts": 4, "num_experts_per_tok": 2,
+    });
+    assert!(model(&minimax).is_ok());
+    let error = told(&with(&minimax, "scoring_func", json!("softmax")));
+    assert!(error.contains("\"softmax\", expected `sigmoid`"), "{error}");
     let phi = json!({
         "model_type": "phimoe", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1,
         "num_local_experts": 4, "num_experts_per_tok": 2,
@@ -278,7 +313,7 @@ fn variants_that_ports_disagree_on_are_refused() {
 }
 
 #[test]
-fn dbrx_norms() {
+fn dbrx_norms_and_activations() {
     let config = |ffn: Value| json!({ "model_type": "dbrx", "d_model": 8, "n_layers": 1, "ffn_config": ffn });
     let mut ffn = json!({ "ffn_hidden_size": 4, "moe_num_experts": 4, "moe_top_k": 2 });
     let renormalize = |ffn: &Value| {
@@ -292,7 +327,22 @@ fn dbrx_norms() {
     ffn["moe_normalize_expert_weights"] = json!(null);
     assert!(!renormalize(&ffn));
     ffn["moe_normalize_expert_weights"] = json!(2);
-    assert!(told(&config(ffn)).contains("moe_normalize_expert_weights = 2"));
+    assert!(told(&config(ffn.clone())).contains("moe_normalize_expert_weights = 2"));
+    ffn["moe_normalize_expert_weights"] = json!(1);
+    ffn["ffn_act_fn"] = json!({ "name": "gelu" });
+    let activation = model(&config(ffn.clone())).unwrap().layers[0].activation;
+    assert_eq!(activation, Activation::Gelu { limit: None });
+    for function in [
+        json!("gelu"),
+        json!({ "name": 3 }),
+        json!({ "name": "tanh" }),
+        json!({ "name": "gelu", "approximate": "tanh" }),
+        json!({}),
+    ] {
+        ffn["ffn_act_fn"] = function;
+        let error = told(&config(ffn.clone()));
+        assert!(error.contains("`ffn_act_fn` is"), "{error}");
+    }
     assert!(told(&config(json!(1))).contains("`ffn_config` is 1, expected an object"));
 }
 
@@ -366,6 +416,101 @@ fn parts_that_the_configuration_forgets_are_told() {
     let none = with(&deepseek_v3(), "n_shared_experts", json!(0));
     let shared = "model.layers.3.mlp.shared_experts.up_proj.weight";
     assert!(model(&none, shared).is_err() && model(&deepseek_v3(), shared).is_ok());
+}
+
+/// A bias or a scale of the inputs that nobody adds would make the output wrong.
+#[test]
+fn biases_that_no_layer_names_are_told() {
+    let mixtral = json!({
+        "model_type": "mixtral", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1,
+        "num_local_experts": 4, "num_experts_per_tok": 2,
+    });
+    let gpt_oss = with(&mixtral, "model_type", json!("gpt_oss"));
+    let shared = with(&qwen3(), "shared_expert_intermediate_size", json!(4));
+    let model = |config: &Value, gate: &str, name: &str| {
+        let (gate, name) = (
+            format!("model.layers.0.{gate}"),
+            format!("model.layers.0.{name}"),
+        );
+        let names = [gate.as_str(), name.as_str()];
+        ModelConfig::new(config, names).model()
+    };
+    let moe = "block_sparse_moe.gate.weight";
+    for (config, gate, name) in [
+        (&mixtral, moe, "block_sparse_moe.experts.3.w2.bias"),
+        (
+            &mixtral,
+            moe,
+            "block_sparse_moe.experts.0.w1.pre_quant_scale",
+        ),
+        (&mixtral, moe, "block_sparse_moe.gate.bias"),
+        (&shared, "mlp.gate.weight", "mlp.shared_expert.up_proj.bias"),
+        (&shared, "mlp.gate.weight", "mlp.shared_expert_gate.bias"),
+        (&gpt_oss, "mlp.router.weight", "mlp.experts.down_proj.bias"),
+    ] {
+        let error = model(config, gate, name).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("`model.layers.0.{name}`, of which")),
+            "{error}"
+        );
+    }
+    // Biases that the family names, and those of other parts of the layer.
+    for name in [
+        "mlp.router.bias",
+        "mlp.experts.down_proj_bias",
+        "mlp.experts.0.up_proj.bias",
+    ] {
+        assert!(model(&gpt_oss, "mlp.router.weight", name).is_ok(), "{name}");
+    }
+    assert!(model(&mixtral, moe, "self_attn.q_proj.bias").is_ok());
+}
+
+/// Where a key gives MLPs biases, routed experts have those that are stored.
+#[test]
+fn routed_experts_may_have_biases() {
+    for (model_type, key) in [("ernie4_5_moe", "use_bias"), ("deepseek_v2", "mlp_bias")] {
+        let mut config = json!({
+            "model_type": model_type, "hidden_size": 8, "moe_intermediate_size": 4,
+            "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2,
+            "n_shared_experts": 1, key: true,
+        });
+        let name = "model.layers.1.mlp.experts.0.up_proj.bias";
+        let biases = |config: &Value, names: &[&str]| {
+            let names = names
+                .iter()
+                .copied()
+                .chain(["model.layers.1.mlp.gate.weight"]);
+            let spec = ModelConfig::new(config, names).model()?;
+            let layer = spec.layer(1).unwrap();
+            let ExpertLayout::PerExpert { bias, .. } = &layer.experts else {
+                panic!("{:?}", layer.experts);
+            };
+            Ok::<_, CheckpointError>((*bias, layer.shared.as_ref().unwrap().bias))
+        };
+        assert_eq!(biases(&config, &[]).unwrap(), (false, true));
+        assert_eq!(biases(&config, &[name]).unwrap(), (true, true));
+        config[key] = json!(false);
+        assert!(biases(&config, &[name]).is_err(), "{model_type}");
+    }
+}
+
+/// What the text model is decides, whatever the model around it is called.
+#[test]
+fn wrapped_models_have_the_defaults_of_the_text_model() {
+    let mut text = qwen3();
+    text.as_object_mut().unwrap().remove("norm_topk_prob");
+    let wrapped = json!({ "model_type": "my_vl", "text_config": text });
+    for config in [&text, &wrapped] {
+        assert!(!model(config).unwrap().layers[0].router.renormalize);
+    }
+    text["model_type"] = json!("qwen3_vl_moe_text");
+    let wrapped = json!({ "model_type": "my_vl", "text_config": text });
+    let names = ["model.layers.0.mlp.experts.gate_up_proj"];
+    let spec = ModelConfig::new(&wrapped, names).model().unwrap();
+    assert!(spec.layers[0].router.renormalize);
+    assert!(matches!(&spec.layers[0].experts,
+        ExpertLayout::Fused { gate_up, .. } if gate_up.transposed));
+    assert_eq!(spec.model_type, "my_vl");
 }
 
 /// Qwen3-VL's fused experts lie as `[in, out]`, those of its successors as `[out, in]`.

@@ -123,7 +123,7 @@ impl Gate {
         let routed = self.choose(kernel, host_hidden.rows()?, host_logits.as_slice())?;
         let weights = match &self.custom {
             Some(custom) => custom_weights(&**custom, logits, &routed, self.top_k())?,
-            None => self.weights(logits, host_logits.as_slice(), &routed.topk_ids)?,
+            None => self.weights(logits, host_logits.as_slice(), &routed)?,
         };
         Ok(RoutedTensor { routed, weights })
     }
@@ -172,11 +172,12 @@ impl Gate {
         &self,
         logits: Tensor<2>,
         host_logits: &[f32],
-        topk_ids: &[i64],
+        routed: &Routed,
     ) -> Result<Tensor<2>, FusedMoeError> {
+        let topk_ids = &routed.topk_ids;
         let (top_k, device) = (self.top_k(), logits.device());
         let num_tokens = topk_ids.len() / top_k;
-        let ids = index_tensor(topk_ids.to_vec(), [num_tokens, top_k], &device);
+        let ids = index_tensor(topk_ids.clone(), [num_tokens, top_k], &device);
         let scoring = self.spec.scoring;
         let mut weights = match self.spec.selection {
             TopKSelection::TopKThenScores => score(logits.gather(1, ids), scoring)?,
@@ -199,6 +200,12 @@ impl Gate {
         }
         if self.spec.routed_scaling_factor != 1.0 {
             weights = weights * self.spec.routed_scaling_factor;
+        }
+        if routed.topk_weights.iter().any(|weight| weight.is_nan()) {
+            // A NaN of an expert that was not chosen is in none of the scores above.
+            let shown = |weight: &f32| if weight.is_nan() { f32::NAN } else { 0.0 };
+            let nans = routed.topk_weights.iter().map(shown).collect();
+            weights = weights + float_tensor(nans, [num_tokens, top_k], &device);
         }
         Ok(weights)
     }

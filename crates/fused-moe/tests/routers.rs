@@ -246,6 +246,31 @@ fn sparsemixer() {
     }
 }
 
+/// A NaN in one row of the gate reaches every output, be that expert chosen or not.
+#[test]
+fn a_nan_of_the_gate_shows() {
+    let device = Device::flex();
+    for selection in [TopKSelection::ScoresThenTopK, TopKSelection::TopKThenScores] {
+        let spec = spec(|s| {
+            s.scoring = ScoringFunction::Sigmoid;
+            s.selection = selection;
+        });
+        for compute in [Compute::Auto, Compute::TensorOps] {
+            let config = FusedMoeConfig::new(H, 12, E, 2).with_router(spec.clone());
+            let mut layer = config.with_compute(compute).init(&device).unwrap();
+            let mut weight = values(layer.gate.weight.val());
+            weight[3 * H..4 * H].fill(f32::NAN);
+            layer.gate.weight = Param::from_tensor(tensor(weight, H, &device));
+            let hidden = tensor(noise(3, H, 6), H, &device);
+            let got = layer
+                .forward_detailed(hidden, ForwardOptions::new())
+                .unwrap();
+            assert!(got.topk_weights.iter().all(|w| w.is_nan()), "{selection:?}");
+            assert!(values(got.output).iter().all(|y| y.is_nan()), "{compute:?}");
+        }
+    }
+}
+
 #[test]
 fn impossible_groupings_are_refused() {
     for (groups, k, message) in [

@@ -35,8 +35,8 @@ pub use matrix::PackedMatrix;
 pub use pattern::{ModuleList, ModulePattern};
 pub use scale::ScaleGrid;
 pub use site::{
-    F8E4M3_SCALES, F8E8M0_SCALES, FLOAT_SCALES, LinearSite, Projection, load_float_linear,
-    read_floats,
+    F8E4M3_SCALES, F8E8M0_SCALES, FLOAT_SCALES, LinearSite, Projection, check_floats,
+    load_float_linear, read_floats,
 };
 pub use source::{
     CountingSource, MemorySource, TensorDtype, TensorInfo, TensorSource, slice_tensor,

@@ -42,6 +42,9 @@ pub struct ConfigGroup {
     pub weights: Option<QuantizationArgs>,
     /// `None` if the activations are floats.
     pub input_activations: Option<QuantizationArgs>,
+    /// `None`: a linear whose output is quantized is not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_activations: Option<Value>,
     /// The storage format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,

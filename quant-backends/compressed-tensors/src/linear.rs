@@ -13,6 +13,9 @@ pub(crate) fn load(
     site: &LinearSite,
     tensors: &dyn TensorSource,
 ) -> Result<ExpertLinear, QuantError> {
+    if scheme.quantizes_output {
+        return Err(site.unsupported("`output_activations`", "`input_activations` alone"));
+    }
     let parts = Parts { site, tensors };
     let weight = match scheme.weights {
         Weights::Dense => None,

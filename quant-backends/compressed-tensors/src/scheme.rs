@@ -11,6 +11,8 @@ pub(crate) const MX_GROUP: usize = 32;
 pub(crate) struct Scheme {
     pub(crate) weights: Weights,
     pub(crate) inputs: Inputs,
+    /// Whether the output is meant to be quantized, too.
+    pub(crate) quantizes_output: bool,
 }
 
 /// How weights are stored.
@@ -67,6 +69,7 @@ impl Scheme {
                 Some(args) => inputs(args)?,
                 None => Inputs::Float,
             },
+            quantizes_output: group.output_activations.is_some(),
         })
     }
 }

@@ -287,6 +287,22 @@ fn formats_are_inferred() {
     }
 }
 
+/// No expert's output is ever quantized; groups of other linears may say so.
+#[test]
+fn quantized_outputs_are_refused() {
+    let outputs = json!({ "num_bits": 8, "type": "float", "dynamic": false });
+    let mut config = int4();
+    config["config_groups"]["group_1"] =
+        json!({ "targets": ["re:.*k_proj"], "output_activations": outputs });
+    assert!(load(&config, &experts(int4_linear)).is_ok());
+    config["config_groups"]["group_0"]["output_activations"] = outputs;
+    let error = refusal(&config, int4_linear, |_| {});
+    assert!(
+        error.contains("`output_activations`") && error.contains("gate_proj"),
+        "{error}"
+    );
+}
+
 #[test]
 fn activations_follow_the_group() {
     let mut config = int4();

@@ -39,6 +39,23 @@ pub(super) fn per_expert(module: String, names: MlpNames) -> ExpertLayout {
     }
 }
 
+/// One module per expert of a family whose `key` gives MLPs biases: those of the shared experts
+/// always, those of routed experts where the checkpoint has them. Which of the two is meant depends
+/// on the version of the original code.
+pub(super) fn per_expert_biased(
+    config: &ModelConfig<'_>,
+    key: &str,
+    module: String,
+) -> Result<ExpertLayout, CheckpointError> {
+    let names = MlpNames::proj();
+    let stored = config.has_tensor(&format!("{module}.0.{}.bias", names.up));
+    Ok(ExpertLayout::PerExpert {
+        module,
+        names,
+        bias: stored && config.flag_or(&[key], false)?,
+    })
+}
+
 /// `mlp.shared_experts`, `count` of `intermediate_size` each; `None` if there are none.
 pub(super) fn shared_experts(
     layer: &str,
@@ -64,16 +81,14 @@ pub(super) fn groups(
     Ok((!one).then(|| ExpertGroups::new(num_groups, top_groups, score)))
 }
 
-/// `scoring_func`.
-pub(super) fn scoring(
+/// Refuses a `scoring_func` other than the one that the family's original code computes.
+pub(super) fn expect_scoring(
     config: &ModelConfig<'_>,
-    default: &'static str,
-) -> Result<ScoringFunction, CheckpointError> {
-    match config.text_or(&["scoring_func"], default)? {
-        "softmax" => Ok(ScoringFunction::Softmax),
-        "sigmoid" => Ok(ScoringFunction::Sigmoid),
-        "sqrtsoftplus" => Ok(ScoringFunction::SqrtSoftplus),
-        _ => Err(config.error("scoring_func", "`softmax`, `sigmoid` or `sqrtsoftplus`")),
+    scoring: &'static str,
+) -> Result<(), CheckpointError> {
+    match config.text_or(&["scoring_func"], scoring)? {
+        name if name == scoring => Ok(()),
+        _ => Err(config.error("scoring_func", &format!("`{scoring}`"))),
     }
 }
 
@@ -94,20 +109,20 @@ pub(super) fn noaux_tc(
     let sizes = sizes(config, "moe_intermediate_size")?;
     let activation = config.activation()?;
     let groups = groups(config, GroupScore::Top2Sum, defaults.groups)?;
-    let scoring = scoring(config, "sigmoid")?;
+    expect_scoring(config, "sigmoid")?;
     let renormalize = config.flag_or(&["norm_topk_prob"], true)?;
     let scaling = config.float(&["routed_scaling_factor"])?;
     let num_shared = config.count(&["n_shared_experts"])?.unwrap_or(1);
     let first = config.count(&["first_k_dense_replace"])?;
     let first = first.unwrap_or(defaults.first_k_dense_replace);
-    let step = config.count(&["moe_layer_freq"])?.unwrap_or(1).max(1);
+    let step = config.size_or(&["moe_layer_freq"], 1)?;
     config.layers("mlp.gate.weight", |index, layer| {
         if index < first || !index.is_multiple_of(step) {
             return Ok(None);
         }
         let mut router = RouterSpec::new(format!("{layer}.mlp.gate.weight"));
         router.correction_bias = Some(format!("{layer}.mlp.gate.e_score_correction_bias"));
-        router.scoring = scoring;
+        router.scoring = ScoringFunction::Sigmoid;
         router.groups = groups;
         router.renormalize = renormalize;
         router.routed_scaling_factor = scaling.unwrap_or(defaults.routed_scaling_factor);

@@ -2,7 +2,6 @@
 //! other in three tensors. [DBRX](https://github.com/databricks/dbrx).
 
 use moekit_quant::{Activation, ExpertLayout, FusedTensor, MoeLayerSpec, MoeModelSpec, RouterSpec};
-use serde_json::Value;
 
 use super::common::{NUM_EXPERTS, TOP_K};
 use crate::{CheckpointError, Family, ModelConfig};
@@ -26,11 +25,7 @@ fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
             return Err(config.unsupported(what, "1 or null"));
         }
     };
-    let name = ffn
-        .value(&["ffn_act_fn"])
-        .and_then(|f| f.get("name"))
-        .and_then(Value::as_str);
-    let Some(activation) = Activation::from_hidden_act(name.unwrap_or("silu"), None) else {
+    let Some(activation) = activation(&ffn) else {
         return Err(ffn.error("ffn_act_fn", "{\"name\": \"silu\"} or {\"name\": \"gelu\"}"));
     };
     config.layers("ffn.router.layer.weight", |index, layer| {
@@ -46,4 +41,15 @@ fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
         spec.activation = activation;
         Ok(Some(spec))
     })
+}
+
+/// `ffn_act_fn`, SwiGLU without it; `None` if it is something else than a known name.
+fn activation(ffn: &ModelConfig<'_>) -> Option<Activation> {
+    let Some(function) = ffn.value(&["ffn_act_fn"]) else {
+        return Some(Activation::SILU);
+    };
+    let function = function.as_object()?;
+    // Further keys are arguments of the function.
+    let name = function.get("name").filter(|_| function.len() == 1)?;
+    Activation::from_hidden_act(name.as_str()?, None)
 }

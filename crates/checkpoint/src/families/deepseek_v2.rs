@@ -1,8 +1,8 @@
 //! DeepSeek-V2: softmax scores, the best groups by their best expert, no renormalization. [DeepSeek-V2](https://arxiv.org/abs/2405.04434).
 
-use moekit_quant::{GroupScore, MlpNames, MoeLayerSpec, MoeModelSpec, RouterSpec};
+use moekit_quant::{GroupScore, MoeLayerSpec, MoeModelSpec, RouterSpec};
 
-use super::common::{groups, per_expert, scoring, shared_experts, sizes};
+use super::common::{expect_scoring, groups, per_expert_biased, shared_experts, sizes};
 use crate::{CheckpointError, Family, ModelConfig};
 
 pub(super) const FAMILY: Family = Family::builtin(&["deepseek_v2"], spec);
@@ -22,21 +22,20 @@ fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
             return Err(config.unsupported(what, "greedy, group_limited_greedy"));
         }
     };
-    let scoring = scoring(config, "softmax")?;
+    expect_scoring(config, "softmax")?;
     let scaling = config.float(&["routed_scaling_factor"])?.unwrap_or(1.0);
     let num_shared = config.count(&["n_shared_experts"])?.unwrap_or(0);
     let bias = config.flag_or(&["mlp_bias"], false)?;
     let first = config.count(&["first_k_dense_replace"])?.unwrap_or(0);
-    let step = config.count(&["moe_layer_freq"])?.unwrap_or(1).max(1);
+    let step = config.size_or(&["moe_layer_freq"], 1)?;
     config.layers("mlp.gate.weight", |index, layer| {
         if index < first || !index.is_multiple_of(step) {
             return Ok(None);
         }
         let mut router = RouterSpec::new(format!("{layer}.mlp.gate.weight"));
-        router.scoring = scoring;
         router.groups = groups;
         router.routed_scaling_factor = scaling;
-        let experts = per_expert(format!("{layer}.mlp.experts"), MlpNames::proj());
+        let experts = per_expert_biased(config, "mlp_bias", format!("{layer}.mlp.experts"))?;
         let mut spec = MoeLayerSpec::new(index, sizes, experts, router);
         spec.activation = activation;
         spec.shared = shared_experts(layer, num_shared, sizes[3]);

@@ -15,10 +15,7 @@ pub(super) const FAMILY: Family = Family::builtin(&["llama4", "llama4_text"], sp
 fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
     let sizes = sizes(config, "intermediate_size")?;
     let activation = config.activation()?;
-    let step = config
-        .count(&["interleave_moe_layer_step"])?
-        .unwrap_or(1)
-        .max(1);
+    let step = config.size_or(&["interleave_moe_layer_step"], 1)?;
     let listed = config
         .value(&["moe_layers"])
         .map(|_| config.indices(&["moe_layers"]))

@@ -1,9 +1,9 @@
 //! MiniMax-M2: sigmoid scores, biased choice without groups, renormalized.
 //! [MiniMax-M2](https://huggingface.co/MiniMaxAI/MiniMax-M2).
 
-use moekit_quant::{MlpNames, MoeLayerSpec, MoeModelSpec, RouterSpec};
+use moekit_quant::{MlpNames, MoeLayerSpec, MoeModelSpec, RouterSpec, ScoringFunction};
 
-use super::common::{per_expert, scoring, sizes};
+use super::common::{expect_scoring, per_expert, sizes};
 use crate::{CheckpointError, Family, ModelConfig};
 
 pub(super) const FAMILY: Family = Family::builtin(&["minimax_m2"], spec);
@@ -11,7 +11,7 @@ pub(super) const FAMILY: Family = Family::builtin(&["minimax_m2"], spec);
 fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
     let sizes = sizes(config, "intermediate_size")?;
     let activation = config.activation()?;
-    let scoring = scoring(config, "sigmoid")?;
+    expect_scoring(config, "sigmoid")?;
     let biased = config.flag_or(&["use_routing_bias"], true)?;
     if config.count(&["shared_intermediate_size"])?.unwrap_or(0) != 0 {
         return Err(config.unsupported("a shared expert", "shared_intermediate_size = 0"));
@@ -20,7 +20,7 @@ fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
         let moe = format!("{layer}.block_sparse_moe");
         let mut router = RouterSpec::new(format!("{moe}.gate.weight"));
         router.correction_bias = biased.then(|| format!("{moe}.e_score_correction_bias"));
-        router.scoring = scoring;
+        router.scoring = ScoringFunction::Sigmoid;
         router.renormalize = true;
         let experts = per_expert(format!("{moe}.experts"), MlpNames::w123());
         let mut spec = MoeLayerSpec::new(index, sizes, experts, router);

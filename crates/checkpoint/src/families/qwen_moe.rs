@@ -30,12 +30,12 @@ fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
     let sizes = sizes(config, "moe_intermediate_size")?;
     let activation = config.activation()?;
     // The later ones renormalize unless told otherwise.
-    let older = ["qwen2_moe", "qwen3_moe"].contains(&config.model_type());
+    let older = ["qwen2_moe", "qwen3_moe"].contains(&own_model_type(config));
     let renormalize = config.flag_or(&["norm_topk_prob"], !older)?;
     let shared_width = config
         .count(&["shared_expert_intermediate_size"])?
         .unwrap_or(0);
-    let step = config.count(&["decoder_sparse_step"])?.unwrap_or(1).max(1);
+    let step = config.size_or(&["decoder_sparse_step"], 1)?;
     let dense = config.indices(&["mlp_only_layers"])?;
     config.layers("mlp.gate.weight", |index, layer| {
         if dense.contains(&index) || !(index + 1).is_multiple_of(step) {
@@ -56,12 +56,20 @@ fn spec(config: &ModelConfig<'_>) -> Result<MoeModelSpec, CheckpointError> {
     })
 }
 
+/// The model type that chose this family, whatever the wrapper around the text model is called.
+fn own_model_type<'a>(config: &ModelConfig<'a>) -> &'a str {
+    let mut known = config.model_types();
+    known
+        .find(|name| FAMILY.model_types.contains(name))
+        .unwrap_or_default()
+}
+
 fn experts(config: &ModelConfig<'_>, moe: &str) -> ExpertLayout {
     let fused = format!("{moe}.experts.gate_up_proj");
     if !config.has_tensor(&fused) {
         return per_expert(format!("{moe}.experts"), MlpNames::proj());
     }
-    let transposed = config.model_type().starts_with("qwen3_vl_moe");
+    let transposed = own_model_type(config).starts_with("qwen3_vl_moe");
     let tensor = |name: String| match transposed {
         true => FusedTensor::parameter(name).transposed(),
         false => FusedTensor::parameter(name),

@@ -216,6 +216,10 @@ impl Router {
                 pairs.extend(chosen.iter().map(|&e| (e, scores[e])));
             }
         }
+        // Choosing by the largest passes a NaN by, and it must not pass in silence.
+        if logits.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
+            pairs.iter_mut().for_each(|(_, w)| *w = f32::NAN);
+        }
         sort_descending(pairs);
         if self.renormalize {
             let sum: f32 = pairs.iter().map(|(_, w)| w).sum();

@@ -149,7 +149,7 @@ fn ties_zeros_and_nans() {
     let routed = router.route(&CpuKernel::default(), &logits, None).unwrap();
     assert_eq!(routed.topk_ids[..2], [2, 1]);
     assert_eq!(routed.topk_ids[4..], [0, 1]);
-    assert!(routed.topk_ids[2..4].iter().all(|id| (0..3).contains(id)));
+    assert_eq!(routed.topk_ids[2..4], [0, 1]);
     spec.scoring = ScoringFunction::Softmax;
     assert!(
         route(&spec, 2, &[NAN; 4], None)
@@ -158,6 +158,39 @@ fn ties_zeros_and_nans() {
             .all(|w| w.is_nan())
     );
     assert_eq!(route(&spec, 2, &[NAN; 4], None).topk_ids, [0, 1]);
+}
+
+/// A NaN that is not among the chosen shows in the weights, whatever the router; no other token
+/// changes.
+#[test]
+fn nan_logits_reach_all_weights() {
+    let logits = [NAN, 3.0, 2.0, 1.0, 0.0, 3.0, 2.0, 1.0];
+    for scoring in [
+        ScoringFunction::Softmax,
+        ScoringFunction::Sigmoid,
+        ScoringFunction::SqrtSoftplus,
+    ] {
+        for selection in [
+            TopKSelection::ScoresThenTopK,
+            TopKSelection::TopKThenScores,
+            TopKSelection::SparseMixer { epsilon: 0.01 },
+        ] {
+            for renormalize in [false, true] {
+                let mut spec = spec();
+                (spec.scoring, spec.selection, spec.renormalize) =
+                    (scoring, selection, renormalize);
+                let router = Router::new(&spec, 4, 2).unwrap();
+                let routed = router.route(&CpuKernel::default(), &logits, None).unwrap();
+                let (poisoned, clean) = routed.topk_weights.split_at(2);
+                assert!(poisoned.iter().all(|w| w.is_nan()), "{spec:?} {poisoned:?}");
+                let alone = route(&spec, 2, &logits[4..], None);
+                assert_eq!(
+                    (clean, &routed.topk_ids[2..]),
+                    (&alone.topk_weights[..], &alone.topk_ids[..])
+                );
+            }
+        }
+    }
 }
 
 #[test]

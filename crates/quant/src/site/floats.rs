@@ -34,6 +34,26 @@ pub fn read_floats(
     name: &str,
     len: usize,
 ) -> Result<Vec<f32>, QuantError> {
+    let format = float_vector(tensors, name, len)?;
+    let read = tensors.read(name, 0..len.saturating_mul(format.bytes()))?;
+    Ok(decode(&read, format, 1))
+}
+
+/// Whether [`read_floats`] would find what it needs; nothing is read.
+///
+/// # Errors
+///
+/// Those of [`read_floats`].
+pub fn check_floats(tensors: &dyn TensorSource, name: &str, len: usize) -> Result<(), QuantError> {
+    float_vector(tensors, name, len).map(|_| ())
+}
+
+/// How to read a tensor, if it is one of `len` floats.
+fn float_vector(
+    tensors: &dyn TensorSource,
+    name: &str,
+    len: usize,
+) -> Result<ScaleFormat, QuantError> {
     let info = tensors
         .info(name)
         .ok_or_else(|| QuantError::MissingTensor {
@@ -41,11 +61,10 @@ pub fn read_floats(
             needed: format!("{len} floats were to be read from it"),
         })?;
     let format = expect_floats(name, &info)?;
-    if info.num_elements() != Some(len) {
-        return Err(shape_error(name, &info, format!("{len} elements")));
+    match info.num_elements() == Some(len) {
+        true => Ok(format),
+        false => Err(shape_error(name, &info, format!("{len} elements"))),
     }
-    let read = tensors.read(name, 0..len.saturating_mul(format.bytes()))?;
-    Ok(decode(&read, format, 1))
 }
 
 impl LinearSite {

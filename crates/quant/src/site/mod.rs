@@ -5,7 +5,7 @@ mod tensors;
 use crate::spec::FusedTensor;
 use crate::{ModuleList, QuantError, TensorSource};
 
-pub use floats::{load_float_linear, read_floats};
+pub use floats::{check_floats, load_float_linear, read_floats};
 pub use tensors::{F8E4M3_SCALES, F8E8M0_SCALES, FLOAT_SCALES};
 
 /// Which linear of an expert.

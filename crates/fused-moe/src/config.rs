@@ -28,6 +28,8 @@ pub struct SharedExpertsConfig {
     pub intermediate_size: usize,
     /// How many shared experts the MLP is made of.
     pub num_experts: usize,
+    /// Whether the projections of a trainable MLP have biases.
+    pub bias: bool,
     /// Whether the output is multiplied by `sigmoid(gate(x))`.
     pub gate: bool,
     /// What the output is multiplied by.
@@ -40,6 +42,7 @@ impl SharedExpertsConfig {
         Self {
             intermediate_size,
             num_experts: 1,
+            bias: false,
             gate: false,
             scaling: 1.0,
         }
@@ -49,6 +52,13 @@ impl SharedExpertsConfig {
     #[must_use]
     pub fn with_num_experts(mut self, num_experts: usize) -> Self {
         self.num_experts = num_experts;
+        self
+    }
+
+    /// Whether the projections of a trainable MLP have biases.
+    #[must_use]
+    pub fn with_bias(mut self, bias: bool) -> Self {
+        self.bias = bias;
         self
     }
 
@@ -170,10 +180,12 @@ impl FusedMoeConfig {
             spec.top_k,
         )
         .with_router(spec.router.clone())
-        .with_activation(spec.activation);
+        .with_activation(spec.activation)
+        .with_expert_bias(spec.experts.has_bias());
         config.shared = spec.shared.as_ref().map(|shared| SharedExpertsConfig {
             intermediate_size: shared.intermediate_size,
             num_experts: shared.num_experts,
+            bias: shared.bias,
             gate: shared.gate.is_some(),
             scaling: shared.scaling,
         });
@@ -221,7 +233,7 @@ impl FusedMoeConfig {
         self
     }
 
-    /// Whether trainable experts have biases.
+    /// Whether trainable routed experts have biases.
     #[must_use]
     pub fn with_expert_bias(mut self, bias: bool) -> Self {
         self.expert_bias = bias;

@@ -26,6 +26,16 @@ pub enum FusedMoeError {
         /// The type found.
         got: String,
     },
+    /// More valid tokens than rows.
+    #[error(
+        "{num_valid} valid tokens in a batch of {num_tokens} rows, expected at most as many as rows"
+    )]
+    ValidTokens {
+        /// Valid tokens, as the caller says.
+        num_valid: usize,
+        /// Rows of the batch.
+        num_tokens: usize,
+    },
     /// Dispatcher and routing table speak of different groups.
     #[error(
         "the dispatcher is rank {rank} of {num_ranks}, but the routing table has {table} ranks"

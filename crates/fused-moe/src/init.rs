@@ -29,6 +29,14 @@ impl FusedMoeConfig {
     pub fn init(&self, device: &Device) -> Result<FusedMoe, FusedMoeError> {
         self.check()?;
         let (routing, table) = self.routing()?;
+        let fused = self.shared.filter(|_| table.num_shared_experts() > 0);
+        if let Some(shared) = fused.filter(|shared| shared.bias != self.expert_bias) {
+            return Err(FusedMoeError::Config(format!(
+                "the shared experts are fused, but their bias is {} and that of the routed experts \
+                 is {}: it must be the same",
+                shared.bias, self.expert_bias
+            )));
+        }
         let held = experts_of(&table, routing.rank()).to_vec();
         let shape = ExpertShape {
             hidden_size: self.hidden_size,
@@ -43,6 +51,7 @@ impl FusedMoeConfig {
             let intermediate_size = shared.intermediate_size;
             let shape = ExpertShape {
                 intermediate_size,
+                bias: shared.bias,
                 ..shape
             };
             let shared = trainable(shape, &[LogicalExpert::new(self.num_experts)]);

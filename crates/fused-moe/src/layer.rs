@@ -95,7 +95,7 @@ impl ForwardOptions {
     }
 
     /// Rows from `num_valid_tokens` on are padding: they reach no expert, are not counted as load,
-    /// and their output is zero.
+    /// and their output is zero. More of them than rows is an error of the forward pass.
     #[must_use]
     pub fn with_valid_tokens(mut self, num_valid_tokens: usize) -> Self {
         self.num_valid_tokens = Some(num_valid_tokens);
@@ -202,6 +202,13 @@ impl FusedMoe {
             let got = format!("{:?}", hidden.dtype());
             return Err(FusedMoeError::Dtype { got });
         }
+        let num_valid = options.num_valid_tokens.unwrap_or(num_tokens);
+        if num_valid > num_tokens {
+            return Err(FusedMoeError::ValidTokens {
+                num_valid,
+                num_tokens,
+            });
+        }
         self.check_table(&table)?;
         let num_ranks = parts.dispatcher.num_ranks();
         let autodiff = hidden.is_autodiff() || self.is_autodiff();
@@ -216,10 +223,6 @@ impl FusedMoe {
             kernels,
             device,
         };
-        let num_valid = options
-            .num_valid_tokens
-            .unwrap_or(num_tokens)
-            .min(num_tokens);
         let tokens = first_rows(hidden, num_valid);
         let output = if kernels || num_ranks > 1 {
             pass.on_host(tokens)?

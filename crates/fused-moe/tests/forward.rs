@@ -7,6 +7,9 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
 use common::*;
 use moekit_fused_moe::*;
+use moekit_quant::{
+    ExpertLayout, FusedOrder, FusedTensor, MlpNames, MoeLayerSpec, RouterSpec, SharedExpertsSpec,
+};
 use moekit_routing::ExpertRouting;
 
 const H: usize = 24;
@@ -136,6 +139,38 @@ fn padding_reaches_no_expert() {
     }
 }
 
+/// Routed and shared experts have the biases that the specification names.
+#[test]
+fn a_specification_says_which_experts_have_biases() {
+    let stack = |biased: bool| {
+        let tensor = FusedTensor::parameter("experts");
+        match biased {
+            true => tensor.with_bias("experts_bias"),
+            false => tensor,
+        }
+    };
+    for (routed, shared) in [(false, false), (true, false), (false, true), (true, true)] {
+        let experts = ExpertLayout::Fused {
+            gate_up: stack(routed),
+            order: FusedOrder::Halves,
+            down: stack(routed),
+        };
+        let mut spec = MoeLayerSpec::new(0, [E, K, H, I], experts, RouterSpec::new("gate.weight"));
+        let mut mlp = SharedExpertsSpec::new("shared", MlpNames::proj(), I);
+        mlp.bias = shared;
+        spec.shared = Some(mlp);
+        let layer = FusedMoeConfig::from_spec(&spec)
+            .init(&Device::flex())
+            .unwrap();
+        let mlp = layer.shared.as_ref().unwrap().mlp.as_ref().unwrap();
+        for (experts, biased) in [(&layer.experts, routed), (mlp, shared)] {
+            let experts = trainable(experts);
+            assert_eq!(experts.w13_bias.is_some(), biased);
+            assert_eq!(experts.w2_bias.is_some(), biased);
+        }
+    }
+}
+
 #[test]
 fn wrong_inputs_are_named() {
     let device = Device::flex();
@@ -151,6 +186,13 @@ fn wrong_inputs_are_named() {
     let f64s = Tensor::<2>::zeros([2, H], (&device, DType::F64));
     let error = layer.forward(f64s).unwrap_err().to_string();
     assert!(error.contains("F64") && error.contains("BF16"), "{error}");
+    let options = ForwardOptions::new().with_valid_tokens(3);
+    let error = layer.forward_detailed(Tensor::zeros([2, H], &device), options);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("3 valid tokens in a batch of 2 rows"),
+        "{error}"
+    );
     for (config, message) in [
         (FusedMoeConfig::new(0, I, E, K), "hidden_size is 0"),
         (FusedMoeConfig::new(H, 0, E, K), "intermediate_size is 0"),

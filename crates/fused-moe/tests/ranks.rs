@@ -159,8 +159,9 @@ fn sharded_shared_experts_add_up_to_the_whole() {
             .with_scaling(0.5);
         for compute in [Compute::Auto, Compute::TensorOps] {
             for bias in [false, true] {
-                let config = config().with_shared_experts(shared).with_compute(compute);
-                let config = config
+                let config = config()
+                    .with_shared_experts(shared.with_bias(bias))
+                    .with_compute(compute)
                     .with_expert_bias(bias)
                     .with_sharded_shared_experts(true);
                 check(&ranks, &config, 0, false);

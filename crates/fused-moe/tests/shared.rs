@@ -217,6 +217,10 @@ fn shared_experts_that_cannot_be_fused_are_refused() {
             plain.with_shared_experts(SharedExpertsConfig::new(S * I + 1).with_num_experts(S)),
             "their whole width is 13, not 2 times the 6",
         ),
+        (
+            config(false, Compute::Auto).with_expert_bias(true),
+            "their bias is false and that of the routed experts is true",
+        ),
     ] {
         let error = fused(config).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");

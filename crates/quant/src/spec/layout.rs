@@ -136,3 +136,17 @@ pub enum ExpertLayout {
         down: FusedTensor,
     },
 }
+
+impl ExpertLayout {
+    /// Whether any linear has a bias.
+    pub fn has_bias(&self) -> bool {
+        match self {
+            Self::PerExpert { bias, .. } => *bias,
+            Self::Fused { gate_up, down, .. } => gate_up.bias.is_some() || down.bias.is_some(),
+            Self::Stacked { gate, up, down } => {
+                let mut stacks = gate.iter().chain([up, down]);
+                stacks.any(|stack| stack.bias.is_some())
+            }
+        }
+    }
+}

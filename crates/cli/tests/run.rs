@@ -239,6 +239,63 @@ fn inspect_tells_sizes() {
     assert!(stdout(&["inspect", checkpoint.to_str().unwrap()]).contains("16 experts"));
 }
 
+/// A checkpoint without some of the tensors of another one.
+fn without(checkpoint: &Path, part: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| (checkpoint.join(name), directory.path().join(name));
+    let (config, copy) = file("config.json");
+    std::fs::copy(config, copy).unwrap();
+    let (model, copy) = file("model.safetensors");
+    let bytes = std::fs::read(model).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = tensors.tensors().into_iter();
+    let kept = tensors.filter(|(name, _)| !name.contains(part));
+    std::fs::write(copy, safetensors::serialize(kept, None).unwrap()).unwrap();
+    directory
+}
+
+#[test]
+fn inspect_looks_at_the_gate_and_its_groups() {
+    let fixtures = common::repository().join("tests/fixtures/checkpoints");
+    let deepseek = fixtures.join("deepseek_v3-bf16");
+    for (checkpoint, part, missing) in [
+        (&deepseek, ".gate.weight", "mlp.gate.weight` is missing"),
+        (
+            &deepseek,
+            "correction_bias",
+            "mlp.gate.e_score_correction_bias` is missing",
+        ),
+        (
+            &fixtures.join("gpt_oss-bf16"),
+            "router.bias",
+            "mlp.router.bias` is missing",
+        ),
+        (
+            &fixtures.join("qwen2_moe-bf16"),
+            "shared_expert_gate",
+            "shared_expert_gate.weight` is missing",
+        ),
+    ] {
+        let directory = without(checkpoint, part);
+        let report = json(&["inspect", directory.path().to_str().unwrap(), "--json"]);
+        let unsupported = report["layers"][0]["unsupported"].as_str().unwrap();
+        assert!(unsupported.contains(missing), "{unsupported}");
+    }
+    let path = deepseek.to_str().unwrap();
+    let groups = [
+        "--ranks",
+        "4",
+        "--nodes",
+        "2",
+        "--strategy",
+        "eplb",
+        "--set",
+        "mode=hierarchical",
+    ];
+    let report = json(&[&["inspect", path, "--json"], &groups[..]].concat());
+    assert!(report["layers"][0].get("unsupported").is_none(), "{report}");
+}
+
 #[test]
 fn faults_are_named() {
     let checkpoint = example("mixtral-tiny");
@@ -247,6 +304,16 @@ fn faults_are_named() {
     assert!(failure(&["inspect", "nowhere"]).contains("nowhere"));
     assert!(failure(&["run", path, "--layers", "7"]).contains("layer 7"));
     assert!(failure(&["run", path, "--layers", "x"]).contains('x'));
+    let error = failure(&["run", path, "--layers", "0,1,0"]);
+    assert!(
+        error.contains("`--layers 0,1,0` names layer 0 twice"),
+        "{error}"
+    );
+    let error = failure(&["run", path, "--shared", "fused"]);
+    assert!(
+        error.contains("none of the layers to run has shared experts"),
+        "{error}"
+    );
     assert!(failure(&["run", path, "--ranks", "0"]).contains("at least 1 rank"));
     assert!(failure(&["run", path, "--threads", "0"]).contains("threads"));
     assert!(failure(&["run", path, "--selector", "best"]).contains("`best`"));

@@ -5,8 +5,8 @@ use clap::Args;
 use moekit::checkpoint::Checkpoint;
 use moekit::kernels::PreparedExpert;
 use moekit::quant::{
-    Activation, ExpertWeights, MoeLayerSpec, QuantBackend, RouterSpec, SharedExpertsSpec,
-    backend_for,
+    Activation, ExpertWeights, MoeLayerSpec, QuantBackend, QuantError, RouterSpec,
+    SharedExpertsSpec, backend_for, check_floats,
 };
 use moekit::routing::{ExpertRouting, Placement, Rank, RankView, RoutingTable, Topology};
 use serde::Serialize;
@@ -96,12 +96,16 @@ impl Inspect {
         backend: &dyn QuantBackend,
         topology: &Topology,
     ) -> Result<LayerReport> {
-        let request = self.group.request(1, spec.num_experts, topology)?;
+        let mut request = self.group.request(1, spec.num_experts, topology)?;
+        if let Some(groups) = spec.router.groups {
+            request = request.with_expert_groups(groups.num_groups)?;
+        }
         let plan = self.group.strategy()?.plan(&request)?;
         let all = one_rank(spec.num_experts)?;
         // Views of a mapped file: no weight is read.
         let loaded = spec
             .check()
+            .and_then(|()| check_gate(spec, checkpoint))
             .and_then(|()| backend.load_experts(spec, checkpoint, &all));
         let (sizes, memory, formats) = match &loaded {
             Ok(weights) => (expert_bytes(weights), memory(weights)?, formats(weights)),
@@ -123,6 +127,24 @@ impl Inspect {
             unsupported: loaded.err().map(|error| error.to_string()),
         })
     }
+}
+
+/// Whether the tensors of the gate are there, with the type and size that a run needs.
+fn check_gate(spec: &MoeLayerSpec, checkpoint: &Checkpoint) -> Result<(), QuantError> {
+    let (experts, hidden) = (spec.num_experts, spec.hidden_size);
+    let router = &spec.router;
+    let shared_gate = spec.shared.as_ref().and_then(|s| s.gate.as_ref());
+    for (name, len) in [
+        (Some(&router.weight), experts * hidden),
+        (router.bias.as_ref(), experts),
+        (router.correction_bias.as_ref(), experts),
+        (shared_gate, hidden),
+    ] {
+        if let Some(name) = name {
+            check_floats(checkpoint, name, len)?;
+        }
+    }
+    Ok(())
 }
 
 /// All experts on one rank, in order.

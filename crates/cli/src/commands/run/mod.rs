@@ -201,6 +201,12 @@ impl RunOptions {
         };
 
         let chosen = self.layers(&model)?;
+        let has_shared = |&index: &usize| model.layers[index].shared.is_some();
+        if self.shared == Some(SharedMode::Fused) && !chosen.iter().any(has_shared) {
+            return Err(CliError::usage(
+                "`--shared fused`, but none of the layers to run has shared experts: leave it out",
+            ));
+        }
         let progress = match ranks.reports() {
             true => progress(chosen.len()),
             false => ProgressBar::hidden(),
@@ -283,7 +289,18 @@ impl RunOptions {
                     CliError::usage(format!("layer {number} is not a MoE layer; {}", known()))
                 })
         };
-        list.split(',').map(find).collect()
+        let mut chosen = Vec::new();
+        for text in list.split(',') {
+            let index = find(text)?;
+            if chosen.contains(&index) {
+                return Err(CliError::usage(format!(
+                    "`--layers {list}` names layer {} twice, expected each layer once",
+                    text.trim()
+                )));
+            }
+            chosen.push(index);
+        }
+        Ok(chosen)
     }
 
     fn inputs(&self) -> Result<Inputs> {

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -82,6 +83,7 @@ class Plan:
     seconds: float  # by the wall clock
     cpu_seconds: float  # of the thread; for moekit the wall clock's, which is never less
     slots: np.ndarray  # [L, P] int64: the logical expert in each slot, slots numbered rank by rank
+    cold_seconds: float | None = None  # of moekit: the first call of a new process, by the wall clock
     report: dict | None = None  # what moekit says of it, without the placement
 
 
@@ -157,7 +159,10 @@ class Sglang:
 
 
 class Moekit:
-    """A strategy of the binary, in a process of its own; the process reports the time of the call."""
+    """A strategy of the binary, in processes of its own; a process reports the time of each call."""
+
+    # Calls after the first of a process, of which the median counts: the peers have made their first call too.
+    CALLS = 8
 
     def __init__(self, binary, strategy):
         self.name = f"moekit-{strategy}"
@@ -167,15 +172,16 @@ class Moekit:
     def plan(self, instance):
         shape = instance.shape
         redundant = shape.slots - instance.total.shape[1]
-        command = [self.binary, "plan", "--load", instance.file, "--strategy", self.strategy, "--json"]
-        command += ["--ranks", shape.ranks, "--redundant", redundant]
+        options = ["--load", instance.file, "--json", "--ranks", shape.ranks, "--redundant", redundant]
         if shape.nodes > 1:
-            command += ["--nodes", shape.nodes, "--groups", shape.groups]
-        report = json.loads(run_moekit(command))
+            options += ["--nodes", shape.nodes, "--groups", shape.groups]
+        report = json.loads(run_moekit([self.binary, "plan", "--strategy", self.strategy, *options]))
         layers = report.pop("placement")["layers"]
         slots = np.array([layer["physical_to_logical"] for layer in layers], dtype=np.int64)
-        seconds = report["plan_seconds"]
-        return Plan(seconds, seconds, slots, report)
+        calls = ",".join([self.strategy] * (1 + self.CALLS))
+        compared = json.loads(run_moekit([self.binary, "compare", "--strategies", calls, *options]))
+        seconds = statistics.median(call["plan_seconds"] for call in compared["strategies"][1:])
+        return Plan(seconds, seconds, slots, report["plan_seconds"], report)
 
 
 def run_moekit(command):

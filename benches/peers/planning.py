@@ -73,7 +73,7 @@ def time_all(instance, everyone, runs):
         turn = run % max(len(running), 1)  # nobody always runs behind the same neighbour
         for planner in running[turn:] + running[:turn]:
             plan = planner.plan(instance)
-            seconds[planner.name].append((plan.seconds, plan.cpu_seconds))
+            seconds[planner.name].append((plan.seconds, plan.cpu_seconds, plan.cold_seconds))
             if (plan.slots != plans[planner.name].slots).any():
                 raise SystemExit(f"{planner.name} planned {instance.name} in two ways")
     return plans, seconds, refused
@@ -106,11 +106,13 @@ def compare_plans(instance, everyone, plans):
 
 def times(name, seconds, ours):
     """Medians, and per strategy of moekit how many times as long: by both clocks, round by round."""
-    wall, cpu = zip(*seconds[name])
+    wall, cpu, cold = zip(*seconds[name])
     over = {
         clock: {o: statistics.median(t / own[i] for t, own in zip(theirs, seconds[o])) for o in ours}
         for i, (clock, theirs) in enumerate((("wall_over", wall), ("cpu_over", cpu)))
     }
+    if None not in cold:
+        over["cold_seconds_median"] = statistics.median(cold)
     return {
         "seconds_median": statistics.median(wall),
         "cpu_seconds_median": statistics.median(cpu),
@@ -164,16 +166,17 @@ def table(result):
     ratios = "".join(f"{'/' + name.removeprefix('moekit-'):>11}" for name in ours)
     lines = [
         f"\n{result['load']}, {result['layers']} layers, {result['shape']}",
-        f"{'planner':<20}{'ms':>10}{'cpu ms':>10}{ratios}{'mean':>9}{'min':>8}{'all':>8}"
+        f"{'planner':<20}{'ms':>10}{'cpu ms':>10}{'cold ms':>10}{ratios}{'mean':>9}{'min':>8}{'all':>8}"
         f"{'of bound':>10}{'<vllm':>7}{'dup':>6}{'off home':>10}",
     ]
     for e in result["planners"]:
         over = "".join(f"{e['cpu_over'][name]:>11.2f}" for name in ours)
         bound = f"{e['balance_over_bound_min']:.4f}" if "balance_over_bound_min" in e else "-"
+        cold = f"{e['cold_seconds_median'] * 1e3:.3f}" if "cold_seconds_median" in e else "-"
         off = f"{e['off_home']:.4f}" if "off_home" in e else "-"
         lines.append(
             f"{e['planner']:<20}{e['seconds_median'] * 1e3:>10.3f}{e['cpu_seconds_median'] * 1e3:>10.3f}"
-            f"{over}{e['balance_mean']:>9.4f}{e['balance_min']:>8.4f}{e['aggregate']:>8.4f}{bound:>10}"
+            f"{cold:>10}{over}{e['balance_mean']:>9.4f}{e['balance_min']:>8.4f}{e['aggregate']:>8.4f}{bound:>10}"
             f"{e.get('layers_below_vllm', '-'):>7}{e['duplicates']:>6}{off:>10}"
         )
     lines += [f"{name:<20}refused: {reason}" for name, reason in result["refused"].items()]

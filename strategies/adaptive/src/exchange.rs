@@ -1,6 +1,6 @@
 //! Giving a slot of one expert to another: the replica counts are judged on what the ranks carry.
 
-use crate::layout::{EMPTY, Layout};
+use crate::layout::{EMPTY, Layout, ROUNDING};
 use crate::swap::Work;
 
 /// A slot and the expert that it gets.
@@ -96,6 +96,12 @@ impl Replicas {
         self.bits[expert as usize * self.words + rank / 64] >> (rank % 64) & 1 != 0
     }
 
+    /// Whether a rank holds both experts.
+    fn meet(&self, a: u32, b: u32) -> bool {
+        let bits = |expert: u32| &self.bits[expert as usize * self.words..][..self.words];
+        bits(a).iter().zip(bits(b)).any(|(a, b)| a & b != 0)
+    }
+
     fn of_expert(&self, expert: u32) -> &[(u32, u32)] {
         let e = expert as usize;
         &self.held[self.first[e] as usize..self.first[e + 1] as usize]
@@ -120,7 +126,12 @@ pub(crate) fn best_exchange(
         work.spend(1);
         let may_be_best = |change: f64| best.is_none_or(|best| change < best.change);
         let is_allowed = || tabu.may_lose(layout.expert(slot)) && tabu.may_gain(expert);
-        if may_be_best(least) && is_allowed() && search.can_take(rank, expert) {
+        let most = best.map_or(f64::INFINITY, |best| best.change);
+        if may_be_best(least)
+            && is_allowed()
+            && search.can_take(rank, expert)
+            && !search.changes_by_more(slot, rank, expert, least, most)
+        {
             let change = search.change(slot, rank, expert);
             if may_be_best(change) {
                 best = Some(Exchange {
@@ -148,6 +159,10 @@ pub(crate) struct Exchanges<'l, 'a> {
     gone: Vec<f64>,
     /// How the excess changes where an expert sits already if it gets one more, `[E]`.
     relief: Vec<f64>,
+    /// How the excess changes where an expert sits if it gets one less and all of them stay, `[E]`.
+    burden: Vec<f64>,
+    /// More than the rounding error of a change.
+    rounding: f64,
     /// Slots and ranks of the experts that have several replicas.
     several: Vec<(usize, usize)>,
 }
@@ -163,6 +178,8 @@ impl<'l, 'a> Exchanges<'l, 'a> {
             come: Vec::new(),
             gone: Vec::new(),
             relief: Vec::new(),
+            burden: Vec::new(),
+            rounding: 0.0,
             several: Vec::new(),
         };
         let experts = 0..layout.weights.len() as u32;
@@ -172,13 +189,18 @@ impl<'l, 'a> Exchanges<'l, 'a> {
             each.map(|e| layout.share_among(e, count(e))).collect()
         };
         (search.shares, search.come, search.gone) = (with(0), with(1), with(-1));
-        let relief = experts.clone().map(|e| {
-            let drop = search.shares[e as usize] - search.come[e as usize];
-            let held = search.replicas.of_expert(e).iter();
-            held.map(|&(_, rank)| search.rise(rank as usize, -drop))
-                .sum()
-        });
-        search.relief = relief.collect();
+        let rises = |after: &[f64]| -> Vec<f64> {
+            let rise = |e: u32| {
+                let more = after[e as usize] - search.shares[e as usize];
+                let held = search.replicas.of_expert(e).iter();
+                held.map(|&(_, rank)| search.rise(rank as usize, more))
+                    .sum()
+            };
+            experts.clone().map(rise).collect()
+        };
+        (search.relief, search.burden) = (rises(&search.come), rises(&search.gone));
+        let largest = layout.largest().max(target);
+        search.rounding = ROUNDING * f64::from(search.live) * largest * largest;
         for rank in layout.ranks.live() {
             for (slot, &expert) in layout.ranks.slots(rank).zip(layout.experts_of(rank)) {
                 if expert != EMPTY && layout.count(expert) > 1 {
@@ -224,6 +246,25 @@ impl<'l, 'a> Exchanges<'l, 'a> {
     /// Whether a rank lacks an expert that is not everywhere.
     pub(crate) fn can_take(&self, rank: usize, expert: u32) -> bool {
         self.layout.count(expert) < self.live && !self.replicas.is_on(expert, rank)
+    }
+
+    /// Whether the excess changes by more than `most`, and certainly by `least`, if the slot, on this rank,
+    /// gets the expert. Less work than the change itself: known only of two experts that meet nowhere.
+    fn changes_by_more(
+        &self,
+        slot: usize,
+        rank: usize,
+        expert: u32,
+        least: f64,
+        most: f64,
+    ) -> bool {
+        let lost = self.layout.expert(slot);
+        if lost == EMPTY || self.replicas.meet(lost, expert) {
+            return false;
+        }
+        let rise = self.gone[lost as usize] - self.shares[lost as usize];
+        let elsewhere = self.burden[lost as usize] - self.rise(rank, rise);
+        least + elsewhere > most + self.rounding
     }
 
     /// What happens to the excess if the slot, on this rank, gets the expert.

@@ -34,6 +34,9 @@ pub(crate) struct Greedy {
 struct Layer {
     /// The loads of all experts, `[experts]`.
     load: Vec<f32>,
+    /// The loads of all expert groups, `[groups]`, and their order.
+    group_load: Vec<f32>,
+    groups: HeaviestFirst,
     /// The experts of each node, node by node.
     experts: Vec<usize>,
     /// The loads of a node's experts.
@@ -123,11 +126,16 @@ impl Layer {
             return;
         }
         let size = self.load.len() / groups;
-        let groups = self.load.chunks_exact(size);
-        let group_load: Vec<f32> = groups.map(|group| group.iter().sum()).collect();
-        let mut order = HeaviestFirst::default();
+        self.group_load.clear();
+        self.group_load.resize(groups, 0.0);
+        // Each sum in its order, but side by side: an addition waits for the one before.
+        for expert in 0..size {
+            let loads = self.load[expert..].iter().step_by(size);
+            (self.group_load.iter_mut().zip(loads)).for_each(|(sum, load)| *sum += load);
+        }
         self.experts.resize(self.load.len(), 0);
-        packing.run([order.sort(&group_load)], nodes, |_, place, group| {
+        let order = self.groups.sort(&self.group_load);
+        packing.run([order], nodes, |_, place, group| {
             let experts = self.experts[place * size..(place + 1) * size].iter_mut();
             experts
                 .zip(group * size..)

@@ -68,14 +68,17 @@ impl Replication {
             }));
         self.shared.sort_unstable();
         order.clear();
-        let mut single = single.iter().copied().peekable();
+        let mut left = single;
         for &shared in &self.shared {
-            while let Some(key) = single.next_if(|&key| key < shared) {
+            while let Some((&key, rest)) = left.split_first()
+                && key < shared
+            {
                 order.push(key);
+                left = rest;
             }
             order.push(shared);
         }
-        order.extend(single);
+        order.extend_from_slice(left);
     }
 }
 

@@ -54,10 +54,12 @@ impl Blocks {
         })
     }
 
-    /// All blocks, one behind the other, if they lie so.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn into_whole(self) -> Option<Buffer> {
-        self.whole
+    /// All blocks, one behind the other; copied if they lie apart.
+    pub(crate) fn into_joined(self) -> Buffer {
+        match self.whole {
+            Some(whole) => whole,
+            None => self.concat().into_owned().into(),
+        }
     }
 
     /// The same blocks, read as values of type `T`.

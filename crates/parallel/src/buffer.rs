@@ -93,6 +93,19 @@ impl Buffer {
         })
     }
 
+    /// The value at the begin, and what is behind it; `None` if there is less.
+    pub(crate) fn split_header<T: Pod>(&self) -> Option<(T, Self)> {
+        let (header, _) = self.0.split_at_checked(const { value_size::<T>() })?;
+        let rest = self.0.slice(header.len()..);
+        Some((bytemuck::pod_read_unaligned(header), Self(rest)))
+    }
+
+    /// The first bytes, at most all.
+    pub(crate) fn truncated(mut self, len: usize) -> Self {
+        self.0.truncate(len);
+        self
+    }
+
     /// Consecutive parts of the given lengths in bytes, which together are the whole.
     pub(crate) fn split(&self, lengths: &[usize]) -> Result<Vec<Self>, CommError> {
         let sum = lengths.iter().try_fold(0usize, |a, &b| a.checked_add(b));

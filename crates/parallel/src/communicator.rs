@@ -129,6 +129,14 @@ pub trait Communicator: Debug + Send + Sync {
         })
     }
 
+    /// Whether that rank makes no further call, as far as this rank has heard: it has returned or
+    /// failed, or its process has ended. Its messages have come before. A transport that cannot tell
+    /// says `false`.
+    fn is_gone(&self, rank: Rank) -> bool {
+        let _ = rank;
+        false
+    }
+
     /// Waits until every rank has come here.
     ///
     /// # Errors

@@ -23,18 +23,23 @@
 #[cfg(test)]
 extern crate self as moekit_parallel;
 
+mod agreement;
 mod blocks;
 mod buffer;
 mod call;
+mod collectives;
 mod communicator;
 mod dispatch;
 mod error;
 mod group_error;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod notice;
 mod pause;
 mod pool;
 mod reduce;
+mod standing;
+mod tcp;
 mod thread;
 #[cfg(test)]
 mod watchdog;
@@ -49,4 +54,5 @@ pub use group_error::GroupError;
 pub use mpi::{MpiCommunicator, MpiGroup};
 pub use pool::{PoolMember, RankPool};
 pub use reduce::{ElementType, ReduceOp, Reducible};
+pub use tcp::{TcpCommunicator, TcpGroup};
 pub use thread::{ThreadCommunicator, ThreadGroup, ThreadMember, ThreadWorld};

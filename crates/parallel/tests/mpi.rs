@@ -1,4 +1,5 @@
-//! The suite of communicators, with ranks as processes; and jobs that end because a rank fails.
+//! The suite of communicators, with ranks as processes over MPI; and jobs that end because a rank
+//! fails.
 //!
 //! The test starts itself again under `mpirun`, with what to do as arguments.
 
@@ -25,25 +26,22 @@ fn main() {
 /// What one process does.
 #[cfg(feature = "mpi")]
 mod rank {
-    use std::error::Error;
     use std::io::Write;
     use std::sync::Arc;
 
-    use moekit_parallel::{
-        Buffer, CommError, Communicator, CommunicatorExt, MpiCommunicator, MpiGroup,
-    };
+    use moekit_parallel::{Buffer, CommError, Communicator, MpiCommunicator, MpiGroup};
     use moekit_routing::Rank;
 
-    use crate::suite::SCENARIOS;
-
-    type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
+    use crate::suite::again;
+    use crate::suite::process::{Outcome, fail, leave, suite};
 
     pub(crate) fn main(what: &[&str]) {
         let body = |comm: MpiCommunicator| -> Outcome {
+            let comm: Arc<dyn Communicator> = Arc::new(comm);
             match *what {
                 ["suite"] => suite(&comm),
-                ["too-large"] => too_large(&comm),
-                ["leave"] => leave(&comm),
+                ["too-large"] => too_large(&*comm),
+                ["leave"] => leave(&*comm),
                 ["fail", way, at] => fail(&comm, way, at),
                 _ => Err(format!("nothing to do: {what:?}").into()),
             }
@@ -59,25 +57,8 @@ mod rank {
         }
     }
 
-    fn all(comm: &dyn Communicator) -> Vec<Rank> {
-        (0..comm.size()).map(Rank::new).collect()
-    }
-
-    fn suite(comm: &MpiCommunicator) -> Outcome {
-        for (name, scenario) in SCENARIOS {
-            let group = comm.subgroup(&all(comm))?.unwrap();
-            scenario(&group);
-            drop(group);
-            comm.barrier()?;
-            if comm.rank().index() == 0 {
-                println!("{name} ... ok");
-            }
-        }
-        Ok(())
-    }
-
     /// Memory that nobody touches costs nothing.
-    fn too_large(comm: &MpiCommunicator) -> Outcome {
+    fn too_large(comm: &dyn Communicator) -> Outcome {
         let size = comm.size();
         let len = (1usize << 31) + 8;
         let expected = CommError::TooLarge {
@@ -89,7 +70,7 @@ mod rank {
             .unwrap_err();
         assert_eq!(error, expected);
         for gather in [true, false] {
-            let group = comm.subgroup(&all(comm))?.unwrap();
+            let group = again(comm);
             let error = if comm.rank().index() == 0 {
                 let buffer = Buffer::from(vec![0u8; len]);
                 let mut counts = vec![0; size];
@@ -107,7 +88,7 @@ mod rank {
             }
         }
         // Each sends less than the limit, but what rank 0 would receive is beyond it.
-        let group = comm.subgroup(&all(comm))?.unwrap();
+        let group = again(comm);
         let part = (1usize << 31) / size + 8;
         let mut counts = vec![0; size];
         counts[0] = part;
@@ -121,72 +102,22 @@ mod rank {
         comm.barrier()?;
         Ok(())
     }
-
-    /// Who drops its end of a group is gone for the others.
-    fn leave(comm: &MpiCommunicator) -> Outcome {
-        let group = comm.subgroup(&all(comm))?.unwrap();
-        if comm.rank().index() == 1 {
-            group.send_values(Rank::new(0), 3, vec![8u64])?;
-            drop(group);
-            comm.barrier()?;
-            return Ok(());
-        }
-        match group.barrier().unwrap_err() {
-            CommError::PeerReturned { rank, .. } => assert_eq!(rank.index(), 1),
-            other => panic!("{other}"),
-        }
-        if comm.rank().index() == 0 {
-            assert_eq!(group.recv_values::<u64>(Rank::new(1), 3)?, [8]);
-        }
-        comm.barrier()?;
-        Ok(())
-    }
-
-    /// Rank 1 fails in some way while the others are somewhere.
-    fn fail(comm: &MpiCommunicator, way: &str, at: &str) -> Outcome {
-        let group: Arc<dyn Communicator> = comm.subgroup(&all(comm))?.unwrap();
-        for _ in 0..20 {
-            group.all_gather_values(vec![1u8; 3])?;
-        }
-        if comm.rank().index() == 1 {
-            match way {
-                "error" => return Err("expert 7 of layer 3 is missing".into()),
-                "panic" => panic!("expert 7 of layer 3 is missing"),
-                "abort" => return Err(group.abort("expert 7 of layer 3 is missing").into()),
-                "die" => {
-                    eprintln!("expert 7 of layer 3 is missing");
-                    std::process::abort();
-                }
-                _ => return Err(format!("no way {way}").into()),
-            }
-        }
-        match at {
-            "barrier" => group.barrier()?,
-            "world" => comm.barrier()?,
-            "receive" => drop(group.recv(Rank::new(1), 4)?),
-            "returned" => return Ok(()),
-            "subgroup" => drop(comm.subgroup(&all(comm))?),
-            "busy" => loop {
-                std::hint::spin_loop();
-            },
-            _ => return Err(format!("no place {at}").into()),
-        }
-        Err("the others must not go on".into())
-    }
 }
 
 /// What starts the processes and looks at how they end.
 #[cfg(feature = "mpi")]
 mod job {
-    use crate::suite::mpirun::run;
+    use crate::suite::SCENARIOS;
+    use crate::suite::job::mpirun;
+    use crate::suite::process::{PLACES, WAYS, check_failure};
 
     pub(crate) fn main() {
         for size in [1, 2, 3, 4] {
-            let ended = run(size, &["suite"]);
+            let ended = mpirun(size, &["suite"]);
             print!("{}", ended.stdout);
             assert!(ended.success, "{size} processes: {}", ended.stderr);
             let passed = ended.stdout.matches(" ... ok").count();
-            assert_eq!(passed, crate::suite::SCENARIOS.len());
+            assert_eq!(passed, SCENARIOS.len());
             println!("the suite on {size} processes ... ok");
         }
         for (size, what) in [
@@ -195,15 +126,14 @@ mod job {
             (2, "leave"),
             (4, "leave"),
         ] {
-            let ended = run(size, &[what]);
+            let ended = mpirun(size, &[what]);
             assert!(ended.success, "{what}: {}", ended.stderr);
             println!("{what} on {size} processes ... ok");
         }
         for size in [2, 4] {
-            for way in ["error", "panic", "abort", "die"] {
-                for at in [
-                    "barrier", "world", "receive", "returned", "subgroup", "busy",
-                ] {
+            for way in WAYS.into_iter().chain(["die"]) {
+                // MPI ends a process also while it computes.
+                for at in PLACES.into_iter().chain(["busy"]) {
                     failing_job(size, way, at);
                 }
             }
@@ -212,29 +142,9 @@ mod job {
 
     /// The job ends, with a status that says so and the message of the rank that failed.
     fn failing_job(size: usize, way: &str, at: &str) {
-        let ended = run(size, &["fail", way, at]);
+        let ended = mpirun(size, &["fail", way, at]);
         let context = format!("{way} at {at} on {size} processes");
         assert!(!ended.success, "{context}: a success");
-        let message = "expert 7 of layer 3 is missing";
-        assert!(
-            ended.stderr.contains(message),
-            "{context}: {}",
-            ended.stderr
-        );
-        if way == "abort" {
-            // It ends the subgroup; that it is the end of the job too, each rank finds by itself.
-            assert!(ended.stderr.contains("[on_failure] rank "), "{context}");
-        } else if way != "die" {
-            let reports = ended.stderr.matches("[on_failure] ").count();
-            assert_eq!(reports, 1, "{context}: {}", ended.stderr);
-            let verb = if way == "panic" { "panicked" } else { "failed" };
-            let report = format!("[on_failure] rank 1 of {size} {verb}: {message}");
-            assert!(
-                ended.stderr.contains(&report),
-                "{context}: {}",
-                ended.stderr
-            );
-        }
-        println!("{context} ... ok");
+        check_failure(size, way, &ended.stderr, &context);
     }
 }

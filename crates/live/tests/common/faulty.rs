@@ -7,7 +7,7 @@ use std::thread;
 
 use moekit_live::{Group, LiveConfig, LiveRank, Membership};
 use moekit_parallel::{
-    Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp, ThreadMember, ThreadWorld,
+    Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp, ThreadWorld,
 };
 use moekit_routing::Rank;
 
@@ -22,9 +22,9 @@ pub const EXCHANGES_PER_STEP: u64 = 5;
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    /// The thread dies before the exchange.
+    /// The rank dies before the exchange.
     DieBefore,
-    /// The thread dies after the exchange, before it does anything with what it got.
+    /// The rank dies after the exchange, before it does anything with what it got.
     DieAfter,
     /// The call fails after the exchange, on this rank alone.
     FailAfter,
@@ -43,25 +43,28 @@ pub struct Plan {
 
 /// A member whose communicators are faulty.
 #[derive(Debug)]
-pub struct FaultyMember {
-    pub member: ThreadMember,
-    pub plan: Option<Plan>,
+pub struct FaultyMember<M> {
+    member: M,
+    plan: Option<Plan>,
+    /// How it dies.
+    death: fn() -> !,
     exchanges: Arc<AtomicU64>,
 }
 
-impl FaultyMember {
-    pub fn new(member: ThreadMember, plan: Option<Plan>) -> Self {
+impl<M: Membership> FaultyMember<M> {
+    pub fn new(member: M, plan: Option<Plan>, death: fn() -> !) -> Self {
         Self {
             member,
             plan,
+            death,
             exchanges: Arc::default(),
         }
     }
 }
 
-impl Membership for FaultyMember {
+impl<M: Membership> Membership for FaultyMember<M> {
     fn member(&self) -> u64 {
-        self.member.id()
+        self.member.member()
     }
 
     fn num_waiting(&self) -> usize {
@@ -69,24 +72,26 @@ impl Membership for FaultyMember {
     }
 
     fn next_group(&self) -> Result<Group, CommError> {
-        let (members, inner) = self.member.regroup();
+        let group = self.member.next_group()?;
         let comm = Faulty {
-            inner,
+            inner: group.comm,
             plan: self.plan,
+            death: self.death,
             exchanges: self.exchanges.clone(),
         };
-        Ok(Group::new(Arc::new(comm), members))
+        Ok(Group::new(Arc::new(comm), group.members))
     }
 }
 
 #[derive(Debug)]
-struct Faulty<C> {
-    inner: C,
+struct Faulty {
+    inner: Arc<dyn Communicator>,
     plan: Option<Plan>,
+    death: fn() -> !,
     exchanges: Arc<AtomicU64>,
 }
 
-impl<C: Communicator> Communicator for Faulty<C> {
+impl Communicator for Faulty {
     fn rank(&self) -> Rank {
         self.inner.rank()
     }
@@ -101,7 +106,7 @@ impl<C: Communicator> Communicator for Faulty<C> {
         let (mut bytes, mut counts) = (send.to_bytes().to_vec(), counts.to_vec());
         let end = |to: usize, counts: &[usize]| counts[..=to].iter().sum::<usize>();
         match fault.map(|plan| plan.fault) {
-            Some(Fault::DieBefore) => resume_unwind(Box::new("killed")),
+            Some(Fault::DieBefore) => (self.death)(),
             Some(Fault::Cut { to, bytes: cut }) if to < counts.len() && cut <= counts[to] => {
                 let end = end(to, &counts);
                 bytes.drain(end - cut..end);
@@ -115,7 +120,7 @@ impl<C: Communicator> Communicator for Faulty<C> {
         }
         let blocks = self.inner.all_to_all_v(bytes.into(), &counts);
         match fault.map(|plan| plan.fault) {
-            Some(Fault::DieAfter) => resume_unwind(Box::new("killed")),
+            Some(Fault::DieAfter) => (self.death)(),
             Some(Fault::FailAfter) => Err(CommError::PeerFailed {
                 rank: self.rank(),
                 message: "what arrived was lost".to_owned(),
@@ -168,7 +173,9 @@ pub fn with_fault(
             let (model, config, member) = (model.clone(), config.clone(), world.enter());
             thread::spawn(move || {
                 let id = member.id();
-                let member = FaultyMember::new(member, plan.filter(|_| id == who));
+                let member = FaultyMember::new(member, plan.filter(|_| id == who), || {
+                    resume_unwind(Box::new("killed"))
+                });
                 let live = model.start(member, RANKS, config).unwrap();
                 run(&model, live, id, steps, true)
             })

@@ -9,6 +9,7 @@
 
 pub mod faulty;
 pub mod fixtures;
+pub mod processes;
 #[path = "../../../parallel/src/watchdog.rs"]
 mod watchdog;
 

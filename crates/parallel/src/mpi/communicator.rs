@@ -6,10 +6,12 @@ use moekit_routing::Rank;
 
 use super::state::{Group, Process, State};
 use super::sys::{Comm, Mpi, Operation, Parts};
-use crate::call::{Call, Collective};
+use crate::agreement::{Header, check_agreement};
+use crate::call::Call;
+use crate::collectives::{self, Transport};
 use crate::communicator::{check_peer, position_in};
 use crate::pause::pause;
-use crate::reduce::reduce_in_rank_order;
+use crate::standing::Standing;
 use crate::{Blocks, Buffer, CommError, Communicator, ElementType, ReduceOp};
 
 /// A rank that is a process, made by [`MpiGroup::run`](crate::MpiGroup::run).
@@ -29,19 +31,6 @@ pub struct MpiCommunicator {
     pub(super) size: usize,
     /// That of [`MpiGroup::run`](crate::MpiGroup::run), which ends with the rank, not before.
     is_world: bool,
-}
-
-/// What each rank says first in a collective: what it called, and what comes.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Header {
-    kind: u64,
-    /// Values of a reduction, the same on all ranks.
-    agreed: u64,
-    /// 1 more than the index at which a sum has failed.
-    overflow: u64,
-    /// Bytes that follow, for the rank that gets this header.
-    bytes: u64,
 }
 
 /// Starts the second part of a collective, when it is known how many bytes come from each rank.
@@ -105,109 +94,28 @@ impl MpiCommunicator {
         }
     }
 
-    /// Refuses a collective: what this rank got wrong, the others would wait for in vain.
-    fn refuse(&self, error: CommError) -> CommError {
-        self.abort(&error.to_string());
-        error
-    }
-
-    /// Notes that this rank is in a call, until the guard is dropped.
-    fn enter(&self, call: Call) -> Result<Entered<'_>, CommError> {
-        let admit = |group: &mut Group, _: &mut Mpi| match group.call {
-            Some(other) => Err(CommError::Concurrent {
-                rank: self.rank(),
-                call: call.to_string(),
-                other_call: other.to_string(),
-            }),
-            None => {
-                group.call = Some(call);
-                Ok(Entered { comm: self, call })
-            }
-        };
-        self.with_group(|| call.to_string(), admit)
-    }
-
-    fn enter_collective(&self, collective: Collective) -> Result<Entered<'_>, CommError> {
-        let call = Call::Collective(collective);
-        let failure = |group: &mut Group, _: &mut Mpi| match group.failure() {
-            Some(failure) => Err(failure.clone()),
-            None => Ok(()),
-        };
-        self.with_group(|| call.to_string(), failure)?;
-        self.enter(call).map_err(|error| self.refuse(error))
-    }
-
-    /// All ranks give the buffer of every rank.
-    fn gather(
-        &self,
-        entered: &Entered<'_>,
-        header: Header,
-        send: &Buffer,
-    ) -> Result<Blocks, CommError> {
-        let headers = vec![
-            Header {
-                bytes: send.len() as u64,
-                ..header
-            };
-            self.size
-        ];
-        let send = send.to_bytes();
-        check_fits(send.len()).map_err(|error| self.refuse(error))?;
-        entered.exchange(&headers, &|comm, mpi, lengths| {
-            let from = parts(lengths)?;
-            Ok(Some(comm.all_gather_v(mpi, send.clone(), &from)))
-        })
-    }
-
-    /// All ranks send each rank its part.
-    fn scatter(
-        &self,
-        entered: &Entered<'_>,
-        header: Header,
-        send: &Bytes,
-        counts: &[usize],
-    ) -> Result<Blocks, CommError> {
-        let to = parts(counts).map_err(|error| self.refuse(error))?;
-        let headers: Vec<Header> = counts
-            .iter()
-            .map(|&count| Header {
-                bytes: count as u64,
-                ..header
-            })
-            .collect();
-        entered.exchange(&headers, &|comm, mpi, lengths| {
-            let from = parts(lengths)?;
-            Ok(Some(comm.all_to_all_v(mpi, send.clone(), &to, &from)))
-        })
-    }
-}
-
-/// A rank in a call.
-#[derive(Debug)]
-struct Entered<'a> {
-    comm: &'a MpiCommunicator,
-    call: Call,
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        let mut state = self.comm.process.lock();
-        if let Some(group) = state.groups.get_mut(&self.comm.id) {
-            group.call = None;
-        }
-    }
-}
-
-impl Entered<'_> {
     /// A collective of MPI: headers to all ranks, then what they announce.
-    fn exchange(&self, headers: &[Header], start: Start<'_>) -> Result<Blocks, CommError> {
-        let comm = self.comm;
+    fn exchange(
+        &self,
+        call: Call,
+        headers: &[Header],
+        start: Start<'_>,
+    ) -> Result<Blocks, CommError> {
         let bytes = Bytes::copy_from_slice(bytemuck::cast_slice(headers));
-        let first =
-            self.start(|group, mpi| Ok(Some(group.comm.all_to_all(mpi, &bytes, comm.size))))?;
-        let received = self.complete(first)?;
+        let first = self.with_group(
+            || call.to_string(),
+            |group, mpi| Ok(Some(group.comm.all_to_all(mpi, &bytes, self.size))),
+        )?;
+        let received = self.complete(call, first)?;
         let received = received.view::<Header>()?;
-        self.check_agreement(&headers[comm.rank], &received)?;
+        check_agreement(&received).or_else(|error| {
+            let fail = |group: &mut Group, _: &mut Mpi| {
+                // What all have entered ends for all.
+                group.standing.completed += 1;
+                Err(group.standing.fail(error))
+            };
+            self.with_group(|| call.to_string(), fail)
+        })?;
 
         // A peer's number of bytes fits this machine, or it could not be received in any case.
         let lengths: Vec<usize> = received
@@ -215,69 +123,80 @@ impl Entered<'_> {
             .map(|header| header.bytes as usize)
             .collect();
         let second = self
-            .start(|group, mpi| start(&group.comm, mpi, &lengths))
-            .map_err(|error| comm.refuse(error))?;
+            .with_group(
+                || call.to_string(),
+                |group, mpi| start(&group.comm, mpi, &lengths),
+            )
+            .map_err(|error| self.refuse(error))?;
         let blocks = match second {
-            None => Blocks::new(vec![Buffer::default(); comm.size]),
-            Some(_) => Blocks::contiguous(self.complete(second)?, &lengths)?,
+            None => Blocks::new(vec![Buffer::default(); self.size]),
+            Some(_) => Blocks::contiguous(self.complete(call, second)?, &lengths)?,
         };
-        comm.with_group(
-            || self.call.to_string(),
+        self.with_group(
+            || call.to_string(),
             |group, _| {
-                group.completed += 1;
+                group.standing.completed += 1;
                 Ok(blocks)
             },
         )
     }
 
-    fn start(
-        &self,
-        start: impl FnOnce(&mut Group, &mut Mpi) -> Result<Option<Operation>, CommError>,
-    ) -> Result<Option<Operation>, CommError> {
-        self.comm.with_group(|| self.call.to_string(), start)
-    }
-
     /// Waits for an operation; one that never ends is left to MPI.
-    fn complete(&self, operation: Option<Operation>) -> Result<Buffer, CommError> {
+    fn complete(&self, call: Call, operation: Option<Operation>) -> Result<Buffer, CommError> {
         let Some(mut operation) = operation else {
             return Ok(Buffer::default());
         };
-        self.comm.wait(self.call, |group, mpi| {
+        self.wait(call, |group, mpi| {
             if operation.is_complete(mpi) {
                 return Some(Ok(()));
             }
-            let error = group.hopeless(self.call)?;
+            let error = group.standing.hopeless(call)?;
             group.spoiled = true;
-            Some(Err(group.fail(error)))
+            Some(Err(group.standing.fail(error)))
         })?;
         Ok(operation.into_received())
     }
+}
 
-    /// Whether all ranks called the same; they all find the same error if not.
-    fn check_agreement(&self, own: &Header, all: &[Header]) -> Result<(), CommError> {
-        let differs =
-            |header: &&Header| (header.kind, header.agreed) != (all[0].kind, all[0].agreed);
-        let error = if let Some(other) = all.iter().position(|header| differs(&header)) {
-            CommError::Mismatch {
-                rank: Rank::new(0),
-                call: name(&all[0]),
-                other_rank: Rank::new(other),
-                other_call: name(&all[other]),
+impl Transport for MpiCommunicator {
+    fn with_standing<T>(
+        &self,
+        call: &dyn Fn() -> String,
+        act: impl FnOnce(&mut Standing) -> Result<T, CommError>,
+    ) -> Result<T, CommError> {
+        self.with_group(call, |group, _| act(&mut group.standing))
+    }
+
+    fn scatter(
+        &self,
+        call: Call,
+        header: Header,
+        send: &Buffer,
+        counts: &[usize],
+    ) -> Result<Blocks, CommError> {
+        let to = parts(counts).map_err(|error| self.refuse(error))?;
+        let headers: Vec<Header> = counts
+            .iter()
+            .map(|&count| header.with_bytes(count))
+            .collect();
+        let send = send.to_bytes();
+        self.exchange(call, &headers, &|comm, mpi, lengths| {
+            let from = parts(lengths)?;
+            Ok(Some(comm.all_to_all_v(mpi, send.clone(), &to, &from)))
+        })
+    }
+
+    fn gather(&self, call: Call, header: Header, send: &Buffer) -> Result<Blocks, CommError> {
+        let headers = vec![header.with_bytes(send.len()); self.size];
+        let send = send.to_bytes();
+        check_fits(send.len()).map_err(|error| self.refuse(error))?;
+        self.exchange(call, &headers, &|comm, mpi, lengths| {
+            if lengths.iter().all(|&length| length == 0) {
+                return Ok(None);
             }
-        } else if let Some(index) = all.iter().map(|h| h.overflow).filter(|&i| i > 0).min() {
-            let element = match name_parts(own) {
-                Some(Collective::AllReduce { element, .. }) => element,
-                _ => ElementType::U64,
-            };
-            CommError::Overflow {
-                index: index as usize - 1,
-                element,
-            }
-        } else {
-            return Ok(());
-        };
-        let fail = |group: &mut Group, _: &mut Mpi| Err(group.fail(error));
-        self.comm.with_group(|| self.call.to_string(), fail)
+            let from = parts(lengths)?;
+            Ok(Some(comm.all_gather_v(mpi, send.clone(), &from)))
+        })
     }
 }
 
@@ -291,53 +210,20 @@ impl Communicator for MpiCommunicator {
     }
 
     fn all_to_all_v(&self, send: Buffer, counts: &[usize]) -> Result<Blocks, CommError> {
-        if counts.len() != self.size {
-            return Err(self.refuse(CommError::NumCounts {
-                got: counts.len(),
-                size: self.size,
-            }));
-        }
-        send.split(counts).map_err(|error| self.refuse(error))?;
-        let entered = self.enter_collective(Collective::AllToAllV)?;
-        let header = header(Collective::AllToAllV);
-        self.scatter(&entered, header, &send.to_bytes(), counts)
+        collectives::all_to_all_v(self, &send, counts)
     }
 
     fn all_gather_v(&self, send: Buffer) -> Result<Blocks, CommError> {
-        let entered = self.enter_collective(Collective::AllGatherV)?;
-        self.gather(&entered, header(Collective::AllGatherV), &send)
+        collectives::all_gather_v(self, &send)
     }
 
-    /// Each rank sums one part of the values and tells the others.
     fn all_reduce(
         &self,
         values: Buffer,
         element: ElementType,
         op: ReduceOp,
     ) -> Result<Buffer, CommError> {
-        values
-            .check_multiple_of(element.size())
-            .map_err(|error| self.refuse(error))?;
-        let count = values.len() / element.size();
-        let collective = Collective::AllReduce { op, element, count };
-        let entered = self.enter_collective(collective)?;
-        let header = header(collective);
-
-        let start = |rank: usize| rank * count / self.size;
-        let lengths: Vec<usize> = (0..self.size)
-            .map(|rank| (start(rank + 1) - start(rank)) * element.size())
-            .collect();
-        let parts = self.scatter(&entered, header, &values.to_bytes(), &lengths)?;
-        let (reduced, overflow) = match reduce_in_rank_order(parts.into_buffers(), element, op) {
-            Ok(reduced) => (reduced, 0),
-            Err(CommError::Overflow { index, .. }) => {
-                (Buffer::default(), (start(self.rank) + index) as u64 + 1)
-            }
-            Err(other) => return Err(self.refuse(other)),
-        };
-        let whole = self.gather(&entered, Header { overflow, ..header }, &reduced)?;
-        // What MPI gathers lies in one piece.
-        Ok(whole.into_whole().unwrap_or_default())
+        collectives::all_reduce(self, &values, element, op)
     }
 
     fn send(&self, to: Rank, tag: u32, message: Buffer) -> Result<(), CommError> {
@@ -346,31 +232,27 @@ impl Communicator for MpiCommunicator {
         let to = to.index();
         let call = Call::Send { to, tag };
         let send = |group: &mut Group, mpi: &mut Mpi| {
-            if let Some(failure) = group.failure() {
+            if let Some(failure) = group.standing.failure() {
                 return Err(failure.clone());
             }
             group.send(mpi, to, tag, message);
             Ok(())
         };
-        let _entered = self.enter(call)?;
+        let _entered = collectives::enter(self, call)?;
         self.with_group(|| call.to_string(), send)
     }
 
     fn recv(&self, from: Rank, tag: u32) -> Result<Buffer, CommError> {
         check_peer(from, tag, self.size)?;
-        let from = from.index();
-        let call = Call::Recv { from, tag };
-        let _entered = self.enter(call)?;
-        let result = self.wait(call, |group, mpi| {
-            if let Some(message) = group.take_message(mpi, from, tag) {
-                return Some(Ok(message));
-            }
-            group.no_message(from, tag).map(Err)
-        });
-        if let Err(error @ CommError::Deadlock { .. }) = &result {
-            self.abort(&error.to_string());
-        }
-        result
+        collectives::recv(self, from, tag, |call| {
+            let from = from.index();
+            self.wait(call, |group, mpi| {
+                if let Some(message) = group.take_message(mpi, from, tag) {
+                    return Some(Ok(message));
+                }
+                group.no_message(from, tag).map(Err)
+            })
+        })
     }
 
     fn try_recv(&self, from: Rank, tag: u32) -> Result<Option<Buffer>, CommError> {
@@ -381,10 +263,13 @@ impl Communicator for MpiCommunicator {
         self.with_group(call, |group, mpi| Ok(group.take_message(mpi, from, tag)))
     }
 
+    fn is_gone(&self, rank: Rank) -> bool {
+        let gone = |group: &mut Group, _: &mut Mpi| Ok(group.standing.gone(rank.index()).is_some());
+        self.with_group(String::new, gone).unwrap_or(false)
+    }
+
     fn barrier(&self) -> Result<(), CommError> {
-        let entered = self.enter_collective(Collective::Barrier)?;
-        let headers = vec![header(Collective::Barrier); self.size];
-        entered.exchange(&headers, &|_, _, _| Ok(None)).map(drop)
+        collectives::barrier(self)
     }
 
     fn abort(&self, message: &str) -> CommError {
@@ -461,52 +346,4 @@ fn too_large(len: usize) -> CommError {
         len,
         max: c_int::MAX as usize,
     }
-}
-
-const OPS: [ReduceOp; 2] = [ReduceOp::Sum, ReduceOp::Max];
-const ELEMENTS: [ElementType; 3] = [ElementType::F32, ElementType::F64, ElementType::U64];
-/// Codes of collectives; those of reductions come behind.
-const SIMPLE: [Collective; 3] = [
-    Collective::Barrier,
-    Collective::AllGatherV,
-    Collective::AllToAllV,
-];
-
-fn header(collective: Collective) -> Header {
-    let code = |index: Option<usize>| index.map_or(u64::MAX, |index| index as u64);
-    let (kind, agreed) = match collective {
-        Collective::AllReduce { op, element, count } => {
-            let op = code(OPS.iter().position(|&o| o == op));
-            let element = code(ELEMENTS.iter().position(|&e| e == element));
-            let first = SIMPLE.len() as u64;
-            (first + op * ELEMENTS.len() as u64 + element, count as u64)
-        }
-        simple => (code(SIMPLE.iter().position(|&c| c == simple)), 0),
-    };
-    Header {
-        kind,
-        agreed,
-        overflow: 0,
-        bytes: 0,
-    }
-}
-
-fn name_parts(header: &Header) -> Option<Collective> {
-    let kind = usize::try_from(header.kind).ok()?;
-    if let Some(&simple) = SIMPLE.get(kind) {
-        return Some(simple);
-    }
-    let reduction = kind - SIMPLE.len();
-    Some(Collective::AllReduce {
-        op: *OPS.get(reduction / ELEMENTS.len())?,
-        element: ELEMENTS[reduction % ELEMENTS.len()],
-        count: usize::try_from(header.agreed).ok()?,
-    })
-}
-
-fn name(header: &Header) -> String {
-    name_parts(header).map_or_else(
-        || format!("collective {} of another version", header.kind),
-        |collective| collective.to_string(),
-    )
 }

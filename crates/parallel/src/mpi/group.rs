@@ -9,11 +9,12 @@ use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::{Threading, environment};
 
 use super::communicator::MpiCommunicator;
-use super::notice::peer_failed;
 use super::state::{Group, Process};
 use super::sys::Mpi;
 use crate::group_error::End;
+use crate::notice::peer_failed;
 use crate::pause::pause;
+use crate::standing::Departure;
 use crate::{CommError, GroupError};
 
 /// The group whose ranks are the processes that `mpirun` started.
@@ -147,9 +148,9 @@ impl MpiCommunicator {
             let mut state = self.process.lock();
             state.progress();
             let world = state.groups.get(&self.id)?;
-            match world.failure() {
+            match world.standing.failure() {
                 Some(CommError::PeerFailed { rank, .. }) if rank.index() != self.rank => {
-                    if world.returned[rank.index()].is_some() {
+                    if world.standing.gone(rank.index()).is_some() {
                         return self.failed_peer(world);
                     }
                 }
@@ -163,10 +164,10 @@ impl MpiCommunicator {
     }
 
     fn failed_peer(&self, world: &Group) -> Option<GroupError> {
-        let mut ranks = world.returned.iter().enumerate();
-        let (rank, message) = ranks.find_map(|(rank, returned)| {
-            let message = returned.as_ref()?.failure.clone()?;
-            Some((rank, message))
+        let mut gone = world.standing.all_gone();
+        let (rank, message) = gone.find_map(|(rank, gone)| match &gone.how {
+            Departure::Failed(message) => Some((rank, message.clone())),
+            Departure::Returned | Departure::Lost => None,
         })?;
         Some(GroupError::RankFailed {
             rank: Rank::new(rank),

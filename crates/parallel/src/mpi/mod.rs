@@ -2,7 +2,6 @@
 
 mod communicator;
 mod group;
-mod notice;
 mod state;
 mod sys;
 

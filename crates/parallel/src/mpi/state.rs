@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use moekit_routing::Rank;
-
-use super::notice::{NOTICE_TAG, Notice, peer_failed};
 use super::sys::{Comm, Mpi, Operation};
-use crate::call::Call;
-use crate::{Buffer, CommError};
+use crate::notice::{Notice, peer_failed};
+use crate::standing::{Departure, Gone, Standing, gone_error};
+use crate::{Buffer, CommError, MAX_TAG};
+
+/// The tag of notices, behind those of messages.
+const NOTICE_TAG: u32 = MAX_TAG + 1;
 
 /// This process, as all of its communicators see it.
 #[derive(Debug)]
@@ -95,8 +96,11 @@ impl State {
 
     /// Whether another process has failed, as far as any group knows.
     pub(super) fn has_failed_peer(&self) -> bool {
-        let mut returned = self.groups.values().flat_map(|group| &group.returned);
-        returned.any(|returned| returned.as_ref().is_some_and(|r| r.failure.is_some()))
+        let mut gone = self
+            .groups
+            .values()
+            .flat_map(|group| group.standing.all_gone());
+        gone.any(|(_, gone)| matches!(gone.how, Departure::Failed(_)))
     }
 
     /// Tells the ranks of all groups but `world` that this process has failed.
@@ -124,16 +128,8 @@ pub(super) struct Group {
     /// The rank in `MPI_COMM_WORLD` of each rank.
     pub(super) world_ranks: Vec<usize>,
     pub(super) rank: usize,
-    /// The call that this rank is in.
-    pub(super) call: Option<Call>,
-    /// Collectives that this rank has completed; also the position of the one under way.
-    pub(super) completed: u64,
-    /// What has ended the group, first what came first, each with the collectives that the rank
-    /// which reports it had completed: the others complete those too.
-    failures: Vec<(u64, CommError)>,
-    /// Ranks that make no further call.
-    pub(super) returned: Vec<Option<Returned>>,
-    /// Whether this rank is one of them.
+    pub(super) standing: Standing,
+    /// Whether this rank makes no further call.
     pub(super) has_returned: bool,
     /// Whether the communicator of this rank has been dropped.
     pub(super) dropped: bool,
@@ -145,13 +141,6 @@ pub(super) struct Group {
     sends: Vec<Operation>,
     /// How often a rank has come to a subgroup of these ranks.
     joins: HashMap<(Vec<usize>, usize), usize>,
-}
-
-/// How a rank went.
-#[derive(Debug, Clone)]
-pub(super) struct Returned {
-    completed: u64,
-    pub(super) failure: Option<String>,
 }
 
 #[derive(Debug)]
@@ -166,10 +155,7 @@ impl Group {
         Self {
             comm,
             rank,
-            call: None,
-            completed: 0,
-            failures: Vec::new(),
-            returned: vec![None; world_ranks.len()],
+            standing: Standing::new(rank, world_ranks.len()),
             has_returned: false,
             dropped: false,
             spoiled: false,
@@ -215,13 +201,12 @@ impl Group {
 
     /// Whether all ranks have returned in peace and all that was sent has arrived.
     fn is_done(&self) -> bool {
-        let in_peace = |returned: &Option<Returned>| {
-            returned
-                .as_ref()
-                .is_some_and(|returned| returned.failure.is_none())
+        let in_peace = |rank: usize| {
+            let gone = self.standing.gone(rank);
+            gone.is_some_and(|gone| gone.how == Departure::Returned)
         };
         self.has_returned
-            && self.returned.iter().all(in_peace)
+            && (0..self.world_ranks.len()).all(in_peace)
             && self.sends.is_empty()
             && self.notices.is_empty()
             && self.inbox.is_empty()
@@ -229,24 +214,23 @@ impl Group {
 
     fn hear(&mut self, source: usize, bytes: &[u8]) {
         match Notice::decode(bytes) {
-            Some(Notice::Abort { completed, message }) => {
-                self.failures
-                    .push((completed, peer_failed(source, &message)));
-            }
+            Some(Notice::Abort {
+                completed,
+                rank,
+                message,
+            }) => self.standing.hear_failure(rank, completed, &message),
             Some(Notice::Returned { completed, failure }) => {
-                if let Some(message) = &failure {
-                    self.failures
-                        .push((completed, peer_failed(source, message)));
-                }
-                self.returned[source] = Some(Returned { completed, failure });
+                let how = failure.map_or(Departure::Returned, Departure::Failed);
+                self.standing.hear_gone(source, Gone { completed, how });
             }
-            Some(Notice::Join { members }) => {
+            Some(Notice::Join { members, .. }) => {
                 *self.joins.entry((members, source)).or_default() += 1;
             }
-            None => self.failures.push((
-                self.completed,
-                peer_failed(source, "its notice cannot be read: is it another version?"),
-            )),
+            None => {
+                let problem = "its notice cannot be read: is it another version?";
+                let completed = self.standing.completed;
+                self.standing.hear_failure(source, completed, problem);
+            }
         }
     }
 
@@ -264,60 +248,28 @@ impl Group {
     }
 
     fn return_rank(&mut self, mpi: &mut Mpi, failure: Option<&str>) {
-        let returned = Returned {
-            completed: self.completed,
-            failure: failure.map(str::to_owned),
-        };
-        let notice = Notice::Returned {
-            completed: returned.completed,
-            failure: returned.failure.clone(),
-        };
-        self.tell_all(mpi, &notice);
-        self.returned[self.rank] = Some(returned);
+        let how = failure.map_or(Departure::Returned, |message| {
+            Departure::Failed(message.to_owned())
+        });
+        for notice in self.standing.last_words(how.clone()) {
+            self.tell_all(mpi, &notice);
+        }
+        let completed = self.standing.completed;
+        self.standing.hear_gone(self.rank, Gone { completed, how });
         self.has_returned = true;
-    }
-
-    /// The error that ended the group first.
-    pub(super) fn failure(&self) -> Option<&CommError> {
-        self.failures.first().map(|(_, error)| error)
-    }
-
-    /// Why the collective under way can never end, if so.
-    ///
-    /// What a rank has completed all others have entered, and complete too as long as each of them
-    /// keeps to this rule: a collective ends for all ranks or for none.
-    pub(super) fn hopeless(&self, call: Call) -> Option<CommError> {
-        let mut failures = self.failures.iter();
-        if let Some((_, error)) = failures.find(|(completed, _)| *completed <= self.completed) {
-            return Some(error.clone());
-        }
-        let gone = |returned: &Option<Returned>| {
-            returned
-                .as_ref()
-                .is_some_and(|returned| returned.completed <= self.completed)
-        };
-        let rank = self.returned.iter().position(gone)?;
-        Some(returned_error(rank, call))
-    }
-
-    /// Ends the group on this rank unless it has ended; returns what ended it.
-    pub(super) fn fail(&mut self, error: CommError) -> CommError {
-        if self.failures.is_empty() {
-            self.failures.push((self.completed, error));
-        }
-        self.failures[0].1.clone()
     }
 
     /// Ends the group in the name of this rank on all ranks, unless it has ended.
     pub(super) fn abort(&mut self, mpi: &mut Mpi, message: &str) -> CommError {
-        if self.failures.is_empty() && !self.has_returned {
+        if self.standing.failure().is_none() && !self.has_returned {
             let notice = Notice::Abort {
-                completed: self.completed,
+                completed: self.standing.completed,
+                rank: self.rank,
                 message: message.to_owned(),
             };
             self.tell_all(mpi, &notice);
         }
-        self.fail(peer_failed(self.rank, message))
+        self.standing.fail(peer_failed(self.rank, message))
     }
 
     pub(super) fn send(&mut self, mpi: &mut Mpi, to: usize, tag: u32, message: Buffer) {
@@ -354,23 +306,15 @@ impl Group {
         if self.inbox.contains_key(&(from, tag)) {
             return None;
         }
-        if let Some(error) = self.failure() {
-            return Some(error.clone());
-        }
-        let call = Call::Recv { from, tag };
-        if from == self.rank {
-            return Some(CommError::Deadlock {
-                waits: format!("rank {from} waits in {call}"),
-            });
-        }
-        let gone = self.returned[from].is_some();
-        gone.then(|| returned_error(from, call))
+        self.standing.no_message(from, tag)
     }
 
     /// Tells the other members that this rank has come to make a subgroup.
     pub(super) fn join(&mut self, mpi: &mut Mpi, members: &[usize]) {
         let notice = Notice::Join {
             members: members.to_vec(),
+            // MPI finds the ends of a group by itself.
+            end: 0,
         };
         self.tell(mpi, members, &notice);
     }
@@ -380,16 +324,9 @@ impl Group {
         let mut others = members.iter().filter(|&&m| m != self.rank);
         let key = |member: usize| (members.to_vec(), member);
         if let Some(&missing) = others.find(|&&m| !self.joins.contains_key(&key(m))) {
-            return match &self.returned[missing] {
+            return match self.standing.gone(missing) {
                 None => Ok(false),
-                Some(Returned {
-                    failure: Some(message),
-                    ..
-                }) => Err(peer_failed(missing, message)),
-                Some(_) => Err(CommError::PeerReturned {
-                    rank: Rank::new(missing),
-                    call: "subgroup".to_owned(),
-                }),
+                Some(gone) => Err(gone_error(missing, &gone.how, "subgroup".to_owned())),
             };
         }
         for &member in members.iter().filter(|&&m| m != self.rank) {
@@ -401,12 +338,5 @@ impl Group {
             }
         }
         Ok(true)
-    }
-}
-
-pub(super) fn returned_error(rank: usize, call: Call) -> CommError {
-    CommError::PeerReturned {
-        rank: Rank::new(rank),
-        call: call.to_string(),
     }
 }

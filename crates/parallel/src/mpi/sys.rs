@@ -315,11 +315,7 @@ impl Operation {
     /// If the operation is not complete.
     pub(super) fn into_received(mut self) -> Buffer {
         assert!(self.complete, "received is what has arrived");
-        let words = mem::take(&mut self.receive);
-        let padding = words.len() * size_of::<u64>() - self.len;
-        let whole = Buffer::from_vec(words);
-        let parts = whole.split(&[self.len, padding]);
-        parts.map_or_else(|_| Buffer::default(), |parts| parts[0].clone())
+        Buffer::from_vec(mem::take(&mut self.receive)).truncated(self.len)
     }
 }
 

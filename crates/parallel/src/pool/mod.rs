@@ -26,7 +26,9 @@ const TAG: u32 = MAX_TAG;
 ///
 /// Nobody but the ranks themselves knows who is in: each tells all others when it waits and when it
 /// leaves, and the first member that is left of the last group decides who is in the next, when all
-/// others that are left wait. It cannot leave before it has told them.
+/// others that are left wait. A rank that [is gone](Communicator::is_gone) has left with all that it
+/// was; whatever it had told some of the others and not the rest, those that are left agree about the
+/// next group. Until they do, a rank that makes no call of its pool is waited for.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -105,14 +107,14 @@ impl RankPool {
         Ok(spares.len())
     }
 
-    /// Waits until so many members wait to be let in: those that were invited come by themselves.
+    /// Waits until so many members wait to be let in: those that were invited come by themselves, and
+    /// those of them that are gone are not waited for.
     ///
     /// # Errors
     ///
     /// If the ranks have come to an end.
     pub fn wait_for_newcomers(&self, count: usize) -> Result<(), CommError> {
-        self.0
-            .wait(|seats| (seats.newcomers().len() >= count).then_some(()))
+        self.0.wait(|seats| seats.have_come(count).then_some(()))
     }
 
     /// Waits as a spare until this rank is invited: `true`. `false` when nobody is left that could
@@ -151,17 +153,26 @@ impl Pool {
     fn listen(&self) -> Result<(), CommError> {
         let others = (0..self.comm.size()).filter(|&r| r != self.comm.rank().index());
         for rank in others {
+            // Asked before: what it has told is there when it is gone.
+            let is_gone = self.comm.is_gone(Rank::new(rank));
             while let Some(message) = self.comm.try_recv(Rank::new(rank), TAG)? {
-                match Notice::decode(&message.to_bytes()) {
-                    Some(notice) => self.lock().hear(rank, notice),
-                    None => {
-                        let problem = format!("rank {rank} speaks another version of the pool");
-                        return Err(self.comm.abort(&problem));
-                    }
-                }
+                let Some(notice) = Notice::decode(&message.to_bytes()) else {
+                    let problem = format!("rank {rank} speaks another version of the pool");
+                    return Err(self.comm.abort(&problem));
+                };
+                let passed_on = self.lock().hear(rank, notice);
+                self.pass_on(passed_on)?;
+            }
+            if is_gone {
+                let known = self.lock().lose(rank);
+                self.pass_on(known)?;
             }
         }
         Ok(())
+    }
+
+    fn pass_on(&self, notice: Option<Notice>) -> Result<(), CommError> {
+        notice.map_or(Ok(()), |notice| self.tell_all(&notice))
     }
 
     fn tell(&self, rank: usize, notice: &Notice) -> Result<(), CommError> {
@@ -224,6 +235,28 @@ impl PoolMember {
     /// this one wants to be let into have left.
     pub fn regroup(&self) -> Result<(Vec<u64>, Arc<dyn Communicator>), CommError> {
         self.end_group("it goes on in another group");
+        loop {
+            let members = self.next_members()?;
+            let size = self.pool.comm.size() as u64;
+            let ranks: Vec<Rank> = members
+                .iter()
+                .map(|id| Rank::new((id % size) as usize))
+                .collect();
+            match self.pool.comm.subgroup(&ranks) {
+                Ok(Some(group)) => {
+                    *self.group() = Some(group.clone());
+                    return Ok((members, group));
+                }
+                Ok(None) => return Err(CommError::NoGroup),
+                // The group that can be made is the next one.
+                Err(_) if ranks.iter().any(|&rank| self.pool.comm.is_gone(rank)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the next group, or decides who is in it.
+    fn next_members(&self) -> Result<Vec<u64>, CommError> {
         let notice = self.pool.lock().wait_for_group(self.id);
         self.pool.tell_all(&notice)?;
         let members = self.pool.wait(|seats| {
@@ -236,17 +269,8 @@ impl PoolMember {
             seats.is_over().then_some(Err(CommError::NoGroup))
         })?;
         let (members, decided) = members?;
-        if let Some(notice) = decided {
-            self.pool.tell_all(&notice)?;
-        }
-        let size = self.pool.comm.size() as u64;
-        let ranks: Vec<Rank> = members
-            .iter()
-            .map(|id| Rank::new((id % size) as usize))
-            .collect();
-        let group = self.pool.comm.subgroup(&ranks)?.ok_or(CommError::NoGroup)?;
-        *self.group() = Some(group.clone());
-        Ok((members, group))
+        self.pool.pass_on(decided)?;
+        Ok(members)
     }
 
     fn group(&self) -> MutexGuard<'_, Option<Arc<dyn Communicator>>> {

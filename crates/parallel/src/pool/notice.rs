@@ -16,6 +16,8 @@ pub(super) enum Notice {
     },
     /// The rank that gets this is to enter.
     Invited,
+    /// The sender knows that a rank is gone, and has told what it had heard of that rank before.
+    Gone { rank: u64 },
 }
 
 const WAITS: u64 = 0;
@@ -23,6 +25,7 @@ const WAITS_BEHIND: u64 = 1;
 const LEFT: u64 = 2;
 const FORMED: u64 = 3;
 const INVITED: u64 = 4;
+const GONE: u64 = 5;
 
 impl Notice {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -43,6 +46,7 @@ impl Notice {
                 words
             }
             Self::Invited => vec![INVITED],
+            Self::Gone { rank } => vec![GONE, *rank],
         };
         words.into_iter().flat_map(u64::to_le_bytes).collect()
     }
@@ -72,6 +76,7 @@ impl Notice {
                 }
             }
             [INVITED] => Self::Invited,
+            [GONE, rank] => Self::Gone { rank },
             _ => return None,
         })
     }
@@ -99,6 +104,7 @@ mod tests {
                 entered: vec![1, 1, 0],
             },
             Notice::Invited,
+            Notice::Gone { rank: 3 },
         ];
         for notice in notices {
             let bytes = notice.encode();

@@ -3,6 +3,13 @@
 //! Notices of one rank arrive in order, those of different ranks in any. So each carries what it
 //! depends on: a member waits behind a group of a certain number, and who has formed a group tells
 //! which members it knows to have been in one.
+//!
+//! A rank may go without a word, and may have told some of the others what it has not told the
+//! rest. So whoever hears of a group passes that on, and then says that it knows of the rank that is
+//! gone; nobody forms a group before all that are left have said so. Then no group is unknown to the
+//! one that forms the next.
+
+use std::collections::BTreeSet;
 
 use super::notice::Notice;
 
@@ -20,6 +27,8 @@ pub(super) struct Seats {
     /// How often this rank has entered.
     entries: u64,
     invitations: usize,
+    /// Ranks that were invited and are gone.
+    lost_guests: usize,
 }
 
 /// A rank of the pool. Its members are counted, 1 above the last one's place in their row.
@@ -33,6 +42,10 @@ struct Seat {
     waits: Option<(u64, Option<u64>)>,
     /// Whether this rank has invited it, and it has not come.
     invited: bool,
+    /// Whether it makes no further call.
+    gone: bool,
+    /// The ranks of which it has told that they are gone.
+    knows_gone: BTreeSet<usize>,
 }
 
 impl Seats {
@@ -44,6 +57,7 @@ impl Seats {
             seats: vec![Seat::default(); ranks],
             entries: 0,
             invitations: 0,
+            lost_guests: 0,
         }
     }
 
@@ -84,8 +98,8 @@ impl Seats {
         self.present().next().is_none()
     }
 
-    /// Takes in what another rank has told.
-    pub(super) fn hear(&mut self, rank: usize, notice: Notice) {
+    /// Takes in what another rank has told; what all others are to hear of it.
+    pub(super) fn hear(&mut self, rank: usize, notice: Notice) -> Option<Notice> {
         match notice {
             Notice::Waits { member, behind } => {
                 self.seats[rank].waits = Some((member, behind));
@@ -100,19 +114,62 @@ impl Seats {
                 number,
                 members,
                 entered,
-            } => self.formed(number, members, &entered),
+            } => return self.formed(number, members, entered),
             Notice::Invited => self.invitations += 1,
+            Notice::Gone { rank: gone } => {
+                let known = usize::try_from(gone).ok();
+                self.seats[rank].knows_gone.extend(known);
+            }
         }
+        None
     }
 
-    fn formed(&mut self, number: u64, members: Vec<u64>, entered: &[u64]) {
-        for (seat, &entered) in self.seats.iter_mut().zip(entered) {
+    fn formed(&mut self, number: u64, members: Vec<u64>, entered: Vec<u64>) -> Option<Notice> {
+        for (seat, &entered) in self.seats.iter_mut().zip(&entered) {
             seat.entered = seat.entered.max(entered);
         }
-        if number > self.number {
-            self.number = number;
-            self.members = members;
+        if number <= self.number {
+            return None;
         }
+        self.number = number;
+        self.members.clone_from(&members);
+        Some(Notice::Formed {
+            number,
+            members,
+            entered,
+        })
+    }
+
+    /// A rank makes no further call, and what it has told has been heard; what all others are to
+    /// hear.
+    pub(super) fn lose(&mut self, rank: usize) -> Option<Notice> {
+        let seat = &mut self.seats[rank];
+        if seat.gone {
+            return None;
+        }
+        seat.gone = true;
+        // All that it ever was, or could have been, has left.
+        seat.left = u64::MAX;
+        self.lost_guests += usize::from(seat.invited);
+        let notice = Notice::Gone { rank: rank as u64 };
+        self.hear(self.rank, notice.clone());
+        Some(notice)
+    }
+
+    /// Whether all ranks that are left know which are gone.
+    fn all_know_who_is_gone(&self) -> bool {
+        let gone = &self.seats[self.rank].knows_gone;
+        let mut left = self.seats.iter().filter(|seat| !seat.gone);
+        left.all(|seat| seat.knows_gone.is_superset(gone))
+    }
+
+    /// Whether so many members wait to be let in, or as many as can of those that were invited.
+    pub(super) fn have_come(&mut self, count: usize) -> bool {
+        let have = self.newcomers().len() + self.lost_guests >= count;
+        if have {
+            self.lost_guests = 0;
+        }
+        have
     }
 
     /// This rank as a new member.
@@ -151,7 +208,10 @@ impl Seats {
             let (rank, _) = self.place(member);
             self.seats[rank].waits == Some((member, Some(self.number)))
         };
-        if members.first() != Some(&own) || !members.iter().all(waits) {
+        if members.first() != Some(&own)
+            || !members.iter().all(waits)
+            || !self.all_know_who_is_gone()
+        {
             return None;
         }
         if self.number > 0 {
@@ -179,7 +239,10 @@ impl Seats {
             .chain(self.newcomers())
             .map(|member| self.place(member).0)
             .collect();
-        let is_spare = |&rank: &usize| !inside.contains(&rank) && !self.seats[rank].invited;
+        let is_spare = |&rank: &usize| {
+            let seat = &self.seats[rank];
+            !inside.contains(&rank) && !seat.invited && !seat.gone
+        };
         let spares: Vec<usize> = (0..self.seats.len())
             .filter(is_spare)
             .filter(|&rank| rank != self.rank)
@@ -276,6 +339,60 @@ mod tests {
             }
             assert_eq!((seats.newcomers(), seats.is_over()), (vec![7], false));
         }
+    }
+
+    /// Rank 0 has formed a group and told rank 2 alone of it before it was lost.
+    #[test]
+    fn what_a_lost_rank_has_told_one_is_known_to_all_before_the_next_group() {
+        let mut lost = Seats::new(4, 0, 3);
+        let mut first = Seats::new(4, 1, 3);
+        let mut second = Seats::new(4, 2, 3);
+        for (rank, seats) in [&mut lost, &mut first, &mut second].into_iter().enumerate() {
+            assert_eq!(seats.enter(), rank as u64);
+            seats.wait_for_group(rank as u64);
+            for other in (0..3).filter(|&other| other != rank) {
+                seats.hear(other, waits(other as u64, Some(0)));
+            }
+        }
+        let (_, formed) = lost.decide(0).unwrap();
+        let passed_on = second.hear(0, formed.clone()).unwrap();
+        assert_eq!(passed_on, formed);
+        assert_eq!(second.hear(1, formed.clone()), None, "once");
+        let gone = Notice::Gone { rank: 0 };
+        assert_eq!(first.lose(0), Some(gone.clone()));
+        assert_eq!(first.lose(0), None, "once");
+        // It would be the first to decide, and all others wait, but do not all know.
+        assert_eq!(first.decide(1), None);
+        first.hear(3, gone.clone());
+        assert_eq!(first.decide(1), None, "rank 2 may know of a group");
+        first.hear(2, passed_on);
+        first.hear(2, second.lose(0).unwrap());
+        assert_eq!(first.group_of(1), Some(vec![0, 1, 2]));
+        // That group cannot be made any more, so both wait for the one behind it.
+        assert_eq!(first.wait_for_group(1), waits(1, Some(1)));
+        assert_eq!(first.decide(1), None);
+        first.hear(2, second.wait_for_group(2));
+        let (members, formed) = first.decide(1).unwrap();
+        assert_eq!(members, [1, 2]);
+        second.hear(1, formed);
+        assert_eq!(second.group_of(2), Some(members));
+    }
+
+    #[test]
+    fn ranks_that_are_gone_are_not_waited_for() {
+        let mut seats = Seats::new(4, 0, 1);
+        let member = seats.enter();
+        seats.wait_for_group(member);
+        seats.decide(member).unwrap();
+        assert_eq!(seats.take_spares(2), [1, 2]);
+        seats.lose(2);
+        assert!(!seats.have_come(2), "rank 1 may come");
+        seats.hear(1, waits(1, None));
+        assert!(seats.have_come(2) && !seats.have_come(2));
+        assert_eq!(seats.take_spares(9), [3]);
+        seats.lose(1);
+        assert_eq!(seats.newcomers(), [0; 0]);
+        assert!(!seats.is_over());
     }
 
     #[test]

@@ -219,6 +219,10 @@ impl Communicator for ThreadCommunicator {
         Ok(state.take_message(self.rank, from, tag))
     }
 
+    fn is_gone(&self, rank: Rank) -> bool {
+        self.shared.lock().has_returned(rank.index())
+    }
+
     fn barrier(&self) -> Result<(), CommError> {
         self.exchange(Collective::Barrier, Vec::new()).map(drop)
     }

@@ -54,6 +54,10 @@ impl State {
         member.inbox.clear();
     }
 
+    pub(super) fn has_returned(&self, rank: usize) -> bool {
+        self.members.get(rank).is_some_and(|member| member.returned)
+    }
+
     /// Refuses a call of a rank that has returned, or that is in another call already.
     pub(super) fn admit(&self, rank: usize, call: Call) -> Result<(), CommError> {
         let member = &self.members[rank];

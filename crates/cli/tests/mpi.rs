@@ -6,18 +6,12 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
-use common::{moekit, repository};
+use common::{fixture, repository};
 use serde_json::Value;
-
-fn fixture(name: &str) -> String {
-    let path = repository().join("tests/fixtures/checkpoints").join(name);
-    path.to_str().unwrap().to_owned()
-}
 
 /// Starts programs, each with its number of processes and the arguments of `moekit run`.
 fn mpirun(programs: &[(usize, &[&str])]) -> Assert {
@@ -65,50 +59,8 @@ fn message(assert: &Assert) -> String {
         .join(" ")
 }
 
-/// The report without what takes a different time, or what only threads compare.
-fn comparable(stdout: &[u8]) -> Value {
-    let mut report: Value = serde_json::from_slice(stdout).expect("stdout is one JSON document");
-    for layer in report["layers"].as_array_mut().unwrap() {
-        let layer = layer.as_object_mut().unwrap();
-        for key in [
-            "seconds",
-            "tokens_per_second",
-            "max_difference_from_one_rank",
-        ] {
-            layer.remove(key);
-        }
-    }
-    report
-}
-
-/// The same bits and the same report, from threads and from processes.
 fn same_results(checkpoint: &str, size: usize, args: &[&str]) {
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str| directory.path().join(name);
-    let (threads, processes) = (file("threads.safetensors"), file("processes.safetensors"));
-    let with_output = |path: &PathBuf| -> Vec<String> {
-        let output = ["--json", "--output", path.to_str().unwrap()];
-        let all = [&[checkpoint], args, &output].concat();
-        all.into_iter().map(str::to_owned).collect()
-    };
-    let size_text = size.to_string();
-    let by_threads = with_output(&threads);
-    let mut arguments = vec!["run", "--ranks", &size_text, "--threads", "1"];
-    arguments.extend(by_threads.iter().map(String::as_str));
-    let expected = moekit(&arguments).assert().success();
-
-    let by_processes = with_output(&processes);
-    let arguments: Vec<&str> = by_processes.iter().map(String::as_str).collect();
-    let got = mpirun(&[(size, &arguments)]).success();
-
-    let context = format!("{checkpoint} on {size} ranks with {args:?}");
-    let read = |path: &PathBuf| std::fs::read(path).unwrap();
-    assert!(read(&threads) == read(&processes), "{context}: other bits");
-    assert_eq!(
-        comparable(&got.get_output().stdout),
-        comparable(&expected.get_output().stdout),
-        "{context}"
-    );
+    common::same_results(checkpoint, size, args, |args| mpirun(&[(size, args)]));
 }
 
 #[test]

@@ -2,18 +2,22 @@
 //!
 //! ```sh
 //! cargo build --release -p moekit-parallel --example exchange --features mpi
-//! target/release/examples/exchange 2               # two ranks, each a thread
-//! mpirun -n 2 target/release/examples/exchange     # two ranks, each a process
+//! target/release/examples/exchange threads 2       # two ranks, each a thread
+//! target/release/examples/exchange tcp 2           # two ranks, each a process that this one starts
+//! mpirun -n 2 target/release/examples/exchange     # two ranks, each a process of an MPI job
 //! ```
 //!
 //! Prints, per number of tokens of each rank, the median over rounds of the slowest rank's time.
 
 use std::error::Error;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
 use moekit_fused_moe::{ExpertOutputs, RoutedTokens, Rows, TokenDispatcher};
-use moekit_parallel::{Communicator, CommunicatorExt, EpDispatcher, ReduceOp, ThreadGroup};
+use moekit_parallel::{
+    Communicator, CommunicatorExt, EpDispatcher, ReduceOp, TcpCommunicator, TcpGroup, ThreadGroup,
+};
 use moekit_routing::{Placement, RoutingTable, Topology};
 
 const EXPERTS: usize = 64;
@@ -25,26 +29,39 @@ const ROUNDS: usize = 31;
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
-    match std::env::args().nth(1) {
-        Some(size) => {
-            ThreadGroup::run(size.parse()?, |comm| measure("threads", &shared(comm)))?;
-            Ok(())
-        }
-        None => processes(),
+    if TcpGroup::is_rank() {
+        let body = |comm: TcpCommunicator| measure("processes over TCP", &shared(comm));
+        return Ok(TcpGroup::run(body, |error| eprintln!("{error}"))?);
     }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["threads", size] => {
+            ThreadGroup::run(size.parse()?, |comm| measure("threads", &shared(comm)))?;
+        }
+        ["tcp", size] => {
+            let this = std::env::current_exe()?;
+            for mut rank in TcpGroup::spawn(size.parse()?, |_| Command::new(&this))? {
+                rank.wait()?;
+            }
+        }
+        _ => processes()?,
+    }
+    Ok(())
 }
 
 #[cfg(feature = "mpi")]
 fn processes() -> Result<(), Failure> {
     use moekit_parallel::MpiGroup;
 
-    let body = |comm: moekit_parallel::MpiCommunicator| measure("processes", &shared(comm));
+    let body =
+        |comm: moekit_parallel::MpiCommunicator| measure("processes over MPI", &shared(comm));
     MpiGroup::run(body, |error| eprintln!("{error}")).or_else(|_| MpiGroup::end_job(1))
 }
 
 #[cfg(not(feature = "mpi"))]
 fn processes() -> Result<(), Failure> {
-    Err("give a number of threads, or build with `--features mpi` and start under mpirun".into())
+    Err("`threads N`, `tcp N`, or build with `--features mpi` and start under mpirun".into())
 }
 
 fn shared(comm: impl Communicator + 'static) -> Arc<dyn Communicator> {

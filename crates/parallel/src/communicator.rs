@@ -23,7 +23,9 @@ pub const MAX_TAG: u32 = 32_766;
 /// waits or comes later, on any rank, returns the error. No call waits for a rank that cannot answer.
 /// Survivors go on in a [`Communicator::subgroup`], also one of a group that has ended: a rank that
 /// is gone is gone from every group, but an error, a mismatch or an abort ends the one group in
-/// which it came about.
+/// which it came about. A rank that returns, or whose process is killed where the transport outlives
+/// that, [is gone](Communicator::is_gone): collectives and messages that need it are errors, messages
+/// between others go on.
 ///
 /// # Threads
 ///
@@ -35,6 +37,8 @@ pub const MAX_TAG: u32 = 32_766;
 ///
 /// Callers see only this trait, [`Buffer`] and [`Blocks`]; a transport fills them in its own way:
 ///
+/// * **TCP** (`TcpGroup`). A part of a collective travels with its header; a thread per connection
+///   takes in what comes. A process that is killed has returned without a word.
 /// * **MPI** (feature `mpi`, `MpiGroup`). An all-to-all of small headers (the name of the call, and
 ///   the bytes that follow) tells each rank what it will receive and lets all of them report a
 ///   mismatch; `MPI_Ialltoallv` and `MPI_Iallgatherv` then read the send buffer in place with the

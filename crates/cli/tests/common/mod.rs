@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use assert_cmd::assert::Assert;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -168,4 +169,61 @@ pub(crate) fn compare(checkpoint: &Path, args: &[&str], tolerance: f64) -> Value
         }
     }
     report
+}
+
+/// A checkpoint of the repository.
+pub(crate) fn fixture(name: &str) -> String {
+    let path = repository().join("tests/fixtures/checkpoints").join(name);
+    path.to_str().unwrap().to_owned()
+}
+
+/// The report without what takes a different time, or what only threads compare.
+fn comparable(stdout: &[u8]) -> Value {
+    let mut report: Value = serde_json::from_slice(stdout).expect("stdout is one JSON document");
+    for layer in report["layers"].as_array_mut().unwrap() {
+        let layer = layer.as_object_mut().unwrap();
+        for key in [
+            "seconds",
+            "tokens_per_second",
+            "max_difference_from_one_rank",
+        ] {
+            layer.remove(key);
+        }
+    }
+    report
+}
+
+/// The same bits and the same report, from threads and from processes.
+pub(crate) fn same_results(
+    checkpoint: &str,
+    size: usize,
+    args: &[&str],
+    processes_run: impl Fn(&[&str]) -> Assert,
+) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let (threads, processes) = (file("threads.safetensors"), file("processes.safetensors"));
+    let with_output = |path: &PathBuf| -> Vec<String> {
+        let output = ["--json", "--output", path.to_str().unwrap()];
+        let all = [&[checkpoint], args, &output].concat();
+        all.into_iter().map(str::to_owned).collect()
+    };
+    let size_text = size.to_string();
+    let by_threads = with_output(&threads);
+    let mut arguments = vec!["run", "--ranks", &size_text, "--threads", "1"];
+    arguments.extend(by_threads.iter().map(String::as_str));
+    let expected = moekit(&arguments).assert().success();
+
+    let by_processes = with_output(&processes);
+    let arguments: Vec<&str> = by_processes.iter().map(String::as_str).collect();
+    let got = processes_run(&arguments).success();
+
+    let context = format!("{checkpoint} on {size} ranks with {args:?}");
+    let read = |path: &PathBuf| std::fs::read(path).unwrap();
+    assert!(read(&threads) == read(&processes), "{context}: other bits");
+    assert_eq!(
+        comparable(&got.get_output().stdout),
+        comparable(&expected.get_output().stdout),
+        "{context}"
+    );
 }

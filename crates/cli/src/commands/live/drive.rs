@@ -98,8 +98,11 @@ impl Setup {
         Ok((parts.collect::<Result<_, _>>()?, scripts))
     }
 
-    /// A rank by itself that holds everything.
+    /// The same with a rank by itself that holds everything, if outputs are to be compared.
     pub(super) fn with_reference(mut self) -> Result<Self, LiveError> {
+        if self.check.is_none() {
+            return Ok(self);
+        }
         let experts = self.initial.num_logical_experts();
         let all = Placement::new(experts, (0..experts).collect(), vec![0, experts])?;
         let initial = ModelPlacement::new(vec![all; self.specs.len()])?;
@@ -138,11 +141,19 @@ impl Growth {
     }
 }
 
-/// Runs one rank until all steps are done or it leaves, and tells of each step.
+/// What a rank tells.
+pub(super) enum News {
+    /// It has done a step.
+    Step(Box<RankStep>),
+    /// It is about to be lost, with all that it holds.
+    Lost,
+}
+
+/// Runs one rank until all steps are done, it leaves or is lost, and tells of each step.
 pub(super) fn take_part(
     setup: &Setup,
     member: impl Membership + 'static,
-    mut tell: impl FnMut(RankStep) -> Result<(), LiveError>,
+    mut tell: impl FnMut(News) -> Result<(), LiveError>,
 ) -> Result<(), LiveError> {
     let (parts, scripts) = setup.layers()?;
     let source = Arc::new(setup.experts.clone());
@@ -151,12 +162,12 @@ pub(super) fn take_part(
     // Of a step that is repeated, survivors that get the number of one that is lost are not.
     let mut repeated = 0;
     // What happened between steps, for the next report.
-    let mut news = Vec::new();
+    let mut events = Vec::new();
     while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
         let (rank, ranks) = (live.rank().map_or(0, Rank::index), live.members().len());
         let next = live.step() + 1;
         if ranks > 1 && next > repeated && setup.is_lost(next, rank) {
-            return Ok(());
+            return tell(News::Lost);
         }
         let wanted = setup.wanted_ranks(next);
         live.set_leaving(wanted.is_some_and(|wanted| rank >= wanted));
@@ -166,13 +177,13 @@ pub(super) fn take_part(
             match &ended {
                 Ok(ended) => {
                     report.report.clone_from(ended);
-                    report.recovered = !news.is_empty();
-                    report.report.events.splice(0..0, news.drain(..));
+                    report.recovered = !events.is_empty();
+                    report.report.events.splice(0..0, events.drain(..));
                 }
                 // Its outputs are there, whatever comes of the group.
                 Err(_) => report.report.step = next,
             }
-            tell(report)?;
+            tell(News::Step(Box::new(report)))?;
             ended
         });
         match ended {
@@ -182,7 +193,7 @@ pub(super) fn take_part(
             Err(error) if error.ends_group() => {
                 repeated = next;
                 match live.recover() {
-                    Ok(event) => news.push(event),
+                    Ok(event) => events.push(event),
                     // What went wrong every time says more.
                     Err(LiveError::NoProgress { .. }) => return Err(error),
                     Err(other) => return Err(other),

@@ -1,6 +1,7 @@
 //! `moekit live`: the MoE layers of a checkpoint under a drifting stream, rebalanced as it flows.
 
 mod changes;
+mod children;
 mod dashboard;
 mod drive;
 mod processes;
@@ -12,6 +13,7 @@ mod show;
 mod stream;
 mod threads;
 mod verdict;
+mod watch;
 
 use std::io::IsTerminal;
 #[cfg(feature = "prometheus")]
@@ -26,19 +28,22 @@ use moekit::eval::workload::{Profile, Workload};
 use moekit::fused_moe::Reduction;
 use moekit::kernels::CpuKernel;
 use moekit::live::{CheckpointExperts, LiveConfig, LiveError};
+use moekit::parallel::TcpGroup;
 use moekit::placement::{ModelPlacement, PlacementRequest, PlacementStrategy};
 use moekit::quant::{MoeLayerSpec, QuantBackend, TensorSource, backend_for};
 use moekit::routing::ReplicaSelector;
 use serde::{Deserialize, Serialize};
 
 use self::changes::MOST_RANKS;
+use self::children::ToStarter;
 use self::drive::{Change, Setup, What};
+use self::processes::ToFirst;
 use self::rebalance::Rebalance;
 use self::record::Summary;
 use self::show::Show;
 use self::stream::Stream;
 use self::verdict::verdict;
-use super::comm::{CommOption, count, run_over_mpi};
+use super::comm::{CommOption, count, run_as_rank, run_over_mpi};
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::print_line;
@@ -69,8 +74,8 @@ struct LiveOptions {
     #[command(flatten)]
     #[serde(flatten)]
     group: GroupOptions,
-    /// What the ranks are; with `mpi`, the group begins with `--ranks` processes, all by default, and
-    /// the others wait as spares [default: threads]
+    /// What the ranks are; over `tcp` there are as many processes as are ever wanted, over `mpi` as
+    /// `mpirun` has started, those beyond `--ranks` as spares [default: threads]
     #[arg(long, value_name = "WHAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     comm: Option<CommOption>,
@@ -116,7 +121,7 @@ struct LiveOptions {
     #[arg(long, value_name = "STEP:RANKS,...")]
     #[serde(skip_serializing_if = "Option::is_none")]
     resize: Option<String>,
-    /// Lose ranks without notice, e.g. 70:1 for rank 1 in step 70
+    /// Lose ranks without notice, e.g. 70:1 for rank 1 in step 70; over `tcp` its process is killed
     #[arg(long, value_name = "STEP:RANK,...")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lose: Option<String>,
@@ -148,7 +153,8 @@ impl Live {
             Some(file) => merge(&self.options, file, &[])?,
             None => self.options.clone(),
         };
-        if options.comm.unwrap_or_default() == CommOption::Mpi {
+        let comm = options.comm.unwrap_or_default();
+        if comm == CommOption::Mpi {
             return run_over_mpi(|comm| {
                 options.group.ranks.get_or_insert(comm.size());
                 // One alone refuses, so that the message comes once.
@@ -157,12 +163,19 @@ impl Live {
                 }
                 comm.barrier().map_err(LiveError::from)?;
                 self.serve(comm.rank().index())?;
-                let setup = options.setup(&self.checkpoint)?;
-                processes::run(&setup, options.ranks(), &comm)
+                let setup = options.setup(&self.checkpoint)?.with_reference()?;
+                let reports = ToFirst::new(&setup, &comm);
+                processes::run(&setup, options.ranks(), &comm, reports)
             });
         }
-        self.serve(0)?;
-        let setup = Arc::new(options.setup(&self.checkpoint)?);
+        if comm == CommOption::Tcp && TcpGroup::is_rank() {
+            return run_as_rank(|comm| {
+                self.serve(comm.rank().index())?;
+                let setup = options.setup(&self.checkpoint)?.with_reference()?;
+                processes::run(&setup, options.ranks(), &comm, ToStarter)
+            });
+        }
+        let setup = options.setup(&self.checkpoint)?;
         let title = format!(
             "{}: {} under {}, {}",
             self.checkpoint.display(),
@@ -170,8 +183,18 @@ impl Live {
             options.group.strategy_name(),
             options.rebalance()
         );
-        let show = Show::new(options.json, title)?;
-        let summary = threads::watch(&setup, options.ranks(), show)?;
+        let (setup, summary) = if comm == CommOption::Tcp {
+            let show = Show::new(options.json, title)?;
+            let setup = Arc::new(setup);
+            let summary = children::run(&setup, options.most_ranks(&setup), show)?;
+            (setup, summary)
+        } else {
+            self.serve(0)?;
+            let setup = Arc::new(setup.with_reference()?);
+            let show = Show::new(options.json, title)?;
+            let summary = threads::run(&setup, options.ranks(), show)?;
+            (setup, summary)
+        };
         if options.json || !std::io::stdout().is_terminal() {
             print_summary(&summary)?;
         } else {
@@ -231,6 +254,15 @@ impl LiveOptions {
         }
     }
 
+    /// The most ranks that are ever wanted.
+    fn most_ranks(&self, setup: &Setup) -> usize {
+        let resized = setup.changes.iter().filter_map(|change| match change.what {
+            What::Ranks(ranks) => Some(ranks),
+            What::Lose(_) => None,
+        });
+        resized.fold(self.ranks(), usize::max)
+    }
+
     /// Whether there are processes for all ranks that are ever wanted.
     fn check_processes(&self, size: usize) -> Result<()> {
         let resized = self
@@ -287,7 +319,7 @@ impl LiveOptions {
         let backend: Arc<dyn QuantBackend> = backend_for(checkpoint.quantization_config())?.into();
         let tensors: Arc<dyn TensorSource> = Arc::new(checkpoint);
         let strategy: Arc<dyn PlacementStrategy> = self.group.strategy()?.into();
-        let setup = Setup {
+        Ok(Setup {
             initial: self.initial(&specs, strategy.as_ref())?,
             experts: CheckpointExperts::new(backend, tensors, specs.clone()),
             specs,
@@ -307,11 +339,7 @@ impl LiveOptions {
             stop: AtomicBool::new(false),
             check: self.check,
             reference: None,
-        };
-        match self.check {
-            Some(_) => Ok(setup.with_reference()?),
-            None => Ok(setup),
-        }
+        })
     }
 
     /// The strategy's placement without a load, with as many slots on every rank.

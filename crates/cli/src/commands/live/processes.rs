@@ -6,7 +6,7 @@ use moekit::live::LiveError;
 use moekit::parallel::{Buffer, CommError, Communicator, RankPool};
 use moekit::routing::Rank;
 
-use super::drive::{Growth, Setup, take_part};
+use super::drive::{Growth, News, Setup, take_part};
 use super::print_summary;
 use super::record::{RankStep, Recorder};
 use super::show::Show;
@@ -16,35 +16,36 @@ use crate::error::{CliError, Result};
 /// The tag of reports to the first process.
 const REPORT: u32 = 0;
 
-/// This process, from its first group to the end of the run. The first process prints what all
-/// report.
+/// The way of the news of a process.
+pub(super) trait Reports {
+    fn push(&mut self, news: News) -> Result<()>;
+
+    /// This process has nothing more to tell.
+    fn finish(self, setup: &Setup) -> Result<()>;
+}
+
+/// This process, from its first group to the end of the run.
 ///
 /// # Arguments
 ///
 /// - `ranks` - processes of the first group.
-pub(super) fn run(setup: &Setup, ranks: usize, comm: &Arc<dyn Communicator>) -> Result<()> {
+pub(super) fn run(
+    setup: &Setup,
+    ranks: usize,
+    comm: &Arc<dyn Communicator>,
+    mut reports: impl Reports,
+) -> Result<()> {
     let pool = RankPool::new(comm.clone(), ranks);
-    let mut reports = Reports::new(setup, comm);
     let mut growth = Growth::default();
     let mut is_wanted = comm.rank().index() < ranks;
     while is_wanted || pool.wait_for_invitation().map_err(LiveError::from)? {
         is_wanted = false;
         let mut problem = None;
-        let result = take_part(setup, pool.enter(), |report| {
-            // All processes count, as each of them may become rank 0.
-            let missing = match (growth.missing(setup, &report), report.rank) {
-                (missing, 0) => missing,
-                _ => 0,
-            };
-            let invited = pool.invite(missing)?;
-            if invited < missing {
-                // Who has just left may not have told yet.
-                growth.again();
+        let result = take_part(setup, pool.enter(), |news| {
+            if let News::Step(report) = &news {
+                grow(setup, &pool, &mut growth, report)?;
             }
-            if setup.synchronous {
-                pool.wait_for_newcomers(invited)?;
-            }
-            reports.push(report).map_err(|error| {
+            reports.push(news).map_err(|error| {
                 let message = error.to_string();
                 problem = Some(error);
                 LiveError::Config(message)
@@ -60,14 +61,36 @@ pub(super) fn run(setup: &Setup, ranks: usize, comm: &Arc<dyn Communicator>) -> 
     reports.finish(setup)
 }
 
-/// The way of the reports: over the communicator, or onto the screen.
-struct Reports<'a> {
+/// Asks spares to come, if some are missing. All processes count, as each of them may become rank 0.
+fn grow(
+    setup: &Setup,
+    pool: &RankPool,
+    growth: &mut Growth,
+    report: &RankStep,
+) -> Result<(), LiveError> {
+    let missing = match (growth.missing(setup, report), report.rank) {
+        (missing, 0) => missing,
+        _ => 0,
+    };
+    let invited = pool.invite(missing)?;
+    if invited < missing {
+        // Who has just left may not have told yet.
+        growth.again();
+    }
+    if setup.synchronous {
+        pool.wait_for_newcomers(invited)?;
+    }
+    Ok(())
+}
+
+/// Over the communicator to the first process, which prints what all report.
+pub(super) struct ToFirst<'a> {
     comm: &'a Arc<dyn Communicator>,
     recorder: Recorder,
 }
 
-impl<'a> Reports<'a> {
-    fn new(setup: &Setup, comm: &'a Arc<dyn Communicator>) -> Self {
+impl<'a> ToFirst<'a> {
+    pub(super) fn new(setup: &Setup, comm: &'a Arc<dyn Communicator>) -> Self {
         Self {
             comm,
             recorder: Recorder::new(setup.check.is_some()),
@@ -78,23 +101,29 @@ impl<'a> Reports<'a> {
         self.comm.rank().index() == 0
     }
 
-    fn push(&mut self, report: RankStep) -> Result<()> {
+    fn show(&mut self, report: RankStep) -> Result<()> {
+        Show::Lines.steps(self.recorder.push(report))
+    }
+}
+
+impl Reports for ToFirst<'_> {
+    fn push(&mut self, news: News) -> Result<()> {
+        // One that is lost to the group waits as a spare.
+        let News::Step(report) = news else {
+            return Ok(());
+        };
         if !self.is_first() {
             let bytes = serde_json::to_vec(&report).map_err(|error| unreadable(&error))?;
             let sent = self.comm.send(Rank::new(0), REPORT, bytes.into());
             return Ok(sent.map_err(LiveError::from)?);
         }
-        self.show(report)?;
+        self.show(*report)?;
         for rank in (1..self.comm.size()).map(Rank::new) {
             while let Some(report) = self.comm.try_recv(rank, REPORT).map_err(LiveError::from)? {
                 self.show(read(&report)?)?;
             }
         }
         Ok(())
-    }
-
-    fn show(&mut self, report: RankStep) -> Result<()> {
-        Show::Lines.steps(self.recorder.push(report))
     }
 
     /// The first process waits for what is still to come, and prints the summary; others say that

@@ -147,9 +147,12 @@ impl Recorder {
             step.wrong += rank.wrong;
             step.compared += rank.compared;
             step.step = rank.report.step;
-            if rank.rank == 0 {
-                step.ranks = rank.ranks;
+            step.ranks = rank.ranks;
+            // The same on all ranks; rank 0, which knows more, may have been killed.
+            if rank.rank == 0 || step.state.is_empty() {
                 step.state = rank.report.state.to_string();
+            }
+            if rank.rank == 0 {
                 step.events = rank.report.events;
                 if let Some(balance) = rank.report.balance {
                     step.balancedness = balance.aggregate;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::execute::{Group, LayerRun};
 use self::input::Inputs;
-use self::ranks::{CommOption, Ranks, run_over_mpi};
+use self::ranks::{CommOption, Ranks, run_over_mpi, run_over_tcp};
 use self::report::{LayerReport, Report};
 use crate::config::merge;
 use crate::error::{CliError, Result};
@@ -140,6 +140,7 @@ impl Run {
         let options = self.resolve()?;
         match options.comm.unwrap_or_default() {
             CommOption::Threads => options.execute(&Ranks::Threads),
+            CommOption::Tcp => run_over_tcp(&options),
             CommOption::Mpi => run_over_mpi(options),
         }
     }

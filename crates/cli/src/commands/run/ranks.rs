@@ -2,9 +2,11 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use moekit::checkpoint::Checkpoint;
 use moekit::fused_moe::FusedMoeError;
 use moekit::parallel::{CommError, Communicator, CommunicatorExt, ThreadGroup};
 use moekit::placement::ModelPlacement;
@@ -107,6 +109,14 @@ pub(super) fn run_over_mpi(mut options: RunOptions) -> Result<()> {
         options.group.ranks = Some(comm.size());
         options.execute(&Ranks::Process(comm))
     })
+}
+
+/// Runs as processes that this one starts. What none of them could read it refuses itself, so that
+/// the message comes once.
+pub(super) fn run_over_tcp(options: &RunOptions) -> Result<()> {
+    Checkpoint::open(options.checkpoint.as_deref().unwrap_or(Path::new("")))?.model()?;
+    let size = options.group.topology()?.num_ranks();
+    comm::run_over_tcp(size, |comm| options.execute(&Ranks::Process(comm)))
 }
 
 /// Rank 0 alone refuses, so that the message comes once.

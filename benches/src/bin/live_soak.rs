@@ -23,11 +23,9 @@ use moekit::parallel::{ThreadMember, ThreadWorld};
 use moekit::placement::{
     ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
 };
-use moekit::quant::{
-    CodeFormat, ExpertLayout, ExpertLinear, ExpertMlp, ExpertWeights, MlpNames, MoeLayerSpec,
-    PackedMatrix, RouterSpec,
-};
+use moekit::quant::{ExpertMlp, ExpertWeights};
 use moekit::routing::LogicalExpert;
+use moekit_testkit::{expert, layer_spec};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -129,38 +127,19 @@ fn floats(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn linear(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> ExpertLinear {
-    let codes: Vec<u8> = floats(rng, rows * cols)
-        .into_iter()
-        .flat_map(f32::to_le_bytes)
-        .collect();
-    let matrix = PackedMatrix::contiguous(CodeFormat::F32, [rows, cols], codes.into());
-    ExpertLinear::new(matrix.unwrap())
-}
-
 impl Soak {
     fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let (mut parts, mut experts, mut reference) = (Vec::new(), Vec::new(), Vec::new());
         for layer in 0..LAYERS {
-            let layout = ExpertLayout::PerExpert {
-                module: "experts".to_owned(),
-                names: MlpNames::w123(),
-                bias: false,
-            };
-            let sizes = [EXPERTS, TOP_K, HIDDEN, WIDTH];
-            let spec = MoeLayerSpec::new(layer, sizes, layout, RouterSpec::new("gate.weight"));
+            let spec = layer_spec(layer, [EXPERTS, TOP_K, HIDDEN, WIDTH]);
             let gate = GateTensors::new(floats(&mut rng, EXPERTS * HIDDEN));
             let config = FusedMoeConfig::from_spec(&spec)
                 .with_kernel(CpuKernel::with_threads(1).unwrap())
                 .with_reduction(Reduction::PerSlot);
+            let mut value = || rng.random_range(-1.0_f32..1.0);
             let all: Vec<Arc<ExpertMlp>> = (0..EXPERTS)
-                .map(|_| {
-                    let gate = linear(&mut rng, WIDTH, HIDDEN);
-                    let up = linear(&mut rng, WIDTH, HIDDEN);
-                    let down = linear(&mut rng, HIDDEN, WIDTH);
-                    Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
-                })
+                .map(|_| Arc::new(expert(HIDDEN, WIDTH, &mut value).unwrap()))
                 .collect();
             let weights = ExpertWeights::new(HIDDEN, WIDTH, all.clone()).unwrap();
             let device = Device::flex();

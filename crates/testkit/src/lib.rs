@@ -36,10 +36,12 @@ mod descriptor;
 mod quant;
 mod random;
 mod runner;
+mod samples;
 mod strategy;
 mod violation;
 
 pub use quant::{QuantSample, QuantSuite};
+pub use samples::{expert, layer_spec};
 pub use strategy::StrategySuite;
 pub use violation::Violation;
 

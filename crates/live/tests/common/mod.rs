@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use bytes::Bytes;
 use moekit_fused_moe::{
     ForwardOptions, FusedMoe, FusedMoeConfig, GateTensors, Reduction, SharedExpertsConfig,
 };
@@ -30,11 +29,9 @@ use moekit_parallel::ThreadWorld;
 use moekit_placement::{
     ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
 };
-use moekit_quant::{
-    CodeFormat, ExpertLayout, ExpertLinear, ExpertMlp, ExpertWeights, MlpNames, MoeLayerSpec,
-    PackedMatrix, RouterSpec,
-};
+use moekit_quant::{ExpertMlp, ExpertWeights};
 use moekit_routing::LogicalExpert;
+use moekit_testkit::layer_spec;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -52,26 +49,17 @@ fn floats(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn linear(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> ExpertLinear {
-    let codes: Bytes = floats(rng, rows * cols)
-        .into_iter()
-        .flat_map(f32::to_le_bytes)
-        .collect();
-    ExpertLinear::new(PackedMatrix::contiguous(CodeFormat::F32, [rows, cols], codes).unwrap())
+fn expert(rng: &mut ChaCha8Rng, hidden: usize, width: usize) -> Arc<ExpertMlp> {
+    let expert = moekit_testkit::expert(hidden, width, || rng.random_range(-1.0_f32..1.0));
+    Arc::new(expert.unwrap())
 }
 
 /// Random experts of one layer.
 pub fn experts(count: usize, hidden: usize, width: usize) -> Vec<Arc<ExpertMlp>> {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
-    let expert = |_| {
-        let gate = linear(&mut rng, width, hidden);
-        let (up, down) = (
-            linear(&mut rng, width, hidden),
-            linear(&mut rng, hidden, width),
-        );
-        Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
-    };
-    (0..count).map(expert).collect()
+    (0..count)
+        .map(|_| expert(&mut rng, hidden, width))
+        .collect()
 }
 
 /// The model of a test: layers of which every rank can be made, and where experts are read.
@@ -250,24 +238,11 @@ fn random_layers(
     let mut parts = Vec::new();
     let mut experts = Vec::new();
     for layer in 0..layers {
-        let layout = ExpertLayout::PerExpert {
-            module: "experts".to_owned(),
-            names: MlpNames::w123(),
-            bias: false,
-        };
-        let sizes = [EXPERTS, TOP_K, HIDDEN, WIDTH];
-        let spec = MoeLayerSpec::new(layer, sizes, layout, RouterSpec::new("gate.weight"));
+        let spec = layer_spec(layer, [EXPERTS, TOP_K, HIDDEN, WIDTH]);
         let gate = GateTensors::new(floats(&mut rng, EXPERTS * HIDDEN));
         let config = FusedMoeConfig::from_spec(&spec).with_reduction(reduction);
         parts.push(complete(LayerParts::new(spec, configure(config), gate)));
-        let expert = |_| {
-            let gate = linear(&mut rng, WIDTH, HIDDEN);
-            let (up, down) = (
-                linear(&mut rng, WIDTH, HIDDEN),
-                linear(&mut rng, HIDDEN, WIDTH),
-            );
-            Arc::new(ExpertMlp::new(Some(gate), up, down).unwrap())
-        };
+        let expert = |_| expert(&mut rng, HIDDEN, WIDTH);
         experts.push((0..EXPERTS).map(expert).collect());
     }
     (parts, experts)

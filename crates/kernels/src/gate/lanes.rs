@@ -28,6 +28,8 @@ pub(super) trait Lanes: Copy {
     /// `self + a * b`
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     unsafe fn store(self) -> [f32; LANES];
+    /// Asks for the cache line at an address, which need not be one of ours.
+    unsafe fn prefetch(at: *const u8);
 }
 
 /// A value that is loaded as `f32`, exactly.
@@ -126,6 +128,9 @@ impl Lanes for [f32; LANES] {
     unsafe fn store(self) -> [f32; LANES] {
         self
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }
 
 /// AVX-512.
@@ -155,6 +160,12 @@ impl Lanes for __m512 {
         // SAFETY: the array takes all lanes; the store needs no alignment.
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self) };
         lanes
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller's; nothing is read.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }
 
@@ -194,9 +205,18 @@ impl Lanes for [__m256; 2] {
         }
         lanes
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller's; nothing is read.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
 }
 
 /// The dot products of `R` rows with `C` others, all of one length.
+///
+/// Of one row it asks for as much of what lies behind the `C` others, which is multiplied next: rows
+/// are too short for the processor to fetch ahead by itself.
 ///
 /// There are no closures here and in what is called: one that is not inlined would be compiled
 /// without the instructions of `L`.
@@ -237,6 +257,10 @@ pub(super) unsafe fn dots<L: Lanes, A: LaneValue, W: LaneValue, const R: usize, 
             let mut weights = [L::zero(); C];
             for i in 0..C {
                 weights[i] = L::load(&w_full[i][k]);
+                if R == 1 {
+                    let next = w[i].as_ptr().wrapping_add(C * len + k * LANES);
+                    L::prefetch(next.cast());
+                }
             }
             add_products(&mut sums, &x_full, k, weights);
         }

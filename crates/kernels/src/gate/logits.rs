@@ -8,8 +8,9 @@ use crate::{CpuKernel, Isa};
 
 /// Experts whose weights stay in the cache while the rows go by.
 const BLOCK: usize = 32;
-/// Products that are worth a thread: one that sleeps wakes up in about the time of as many.
-const WORTH_A_THREAD: usize = 2 << 20;
+/// Products that are worth a thread: some microseconds, against the one in which a thread that is
+/// awake joins. One that sleeps comes too late, and is awake for the experts that follow.
+const WORTH_A_THREAD: usize = 1 << 17;
 /// Products that take as long as reading one weight.
 const READING: usize = 4;
 

@@ -72,8 +72,8 @@ impl<'a> LinearPlan<'a> {
     }
 
     /// Writes the scales of the groups that some features of a panel lie in, and what is added to
-    /// nibbles: `[groups, 32]` each. After those of the last features, the scales of panel `next`
-    /// are read.
+    /// nibbles: `[groups, 32]` each. After those of the last features, those of panel `next` are
+    /// read.
     pub(super) fn decode_scales(
         &self,
         isa: Isa,
@@ -93,7 +93,7 @@ impl<'a> LinearPlan<'a> {
                 next
             };
             layout.decode_scales(isa, panel, grouping, features, scales, next);
-            layout.decode_zero_points(panel, grouping, features, above);
+            layout.decode_zero_points(isa, panel, grouping, features, above, next);
         }
     }
 

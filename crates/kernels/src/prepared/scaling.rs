@@ -7,7 +7,7 @@ use moekit_quant::ScaleFormat;
 
 use super::layout::{Grid, Layout};
 use crate::Isa;
-use crate::simd::{LANES, Op, Simd};
+use crate::simd::{LANES, Op, Simd, above_nibble};
 
 /// Groups of input features that share scales and zero points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,48 +76,49 @@ impl Layout {
         let sections = self.sections();
         let bytes = &panel[sections.scales..sections.zero_points];
         let groups = grouping.groups(features);
-        let read = groups.end * self.scales.map_or(0, Grid::bytes_of_group);
         let op = DecodeScales {
             grid: self.scales,
             bytes,
             global: self.global_scale(),
+            next: after(self.scales, bytes, &groups, next, sections.scales),
             groups,
             out,
-            next: match next.is_null() {
-                true => bytes.as_ptr().wrapping_add(read),
-                false => next.wrapping_add(sections.scales),
-            },
         };
         // SAFETY: the instruction set is an available one.
         unsafe { isa.dispatch_codes(op) };
     }
 
-    /// Writes what takes the nibbles of a panel to `16 + value - zero point`, twice in each word,
-    /// for the groups that some features lie in: `[groups, 32]`.
+    /// Writes what takes the nibbles of a panel to `16 + value - zero point`, in all bytes of a
+    /// word, for the groups that some features lie in: `[groups, 32]`.
+    ///
+    /// # Arguments
+    ///
+    /// - `next` - as for [`Layout::decode_scales`].
     pub(crate) fn decode_zero_points(
         &self,
+        isa: Isa,
         panel: &[u8],
         grouping: Grouping,
         features: &Range<usize>,
         out: &mut [u32],
+        next: *const u8,
     ) {
         let Some(grid) = self.zero_points else {
             return;
         };
-        let bytes = &panel[self.sections().zero_points..];
+        let section = self.sections().zero_points;
+        let bytes = &panel[section..];
         let groups = grouping.groups(features);
-        let one = grid.phase + self.cols <= grid.group;
-        for (group, out) in groups.zip(out.chunks_exact_mut(LANES)) {
-            let group = if one { 0 } else { group };
-            let words = |code: u8| (8 - i32::from(code.cast_signed())).cast_unsigned() * 0x1_0001;
-            match grid.shared {
-                true => out.fill(words(bytes[group])),
-                false => {
-                    let codes = &bytes[group * LANES..][..LANES];
-                    out.iter_mut().zip(codes).for_each(|(o, c)| *o = words(*c));
-                }
-            }
-        }
+        let op = DecodeZeroPoints {
+            grid,
+            one: grid.phase + self.cols <= grid.group,
+            bytes,
+            next: after(Some(grid), bytes, &groups, next, section),
+            groups,
+            out,
+        };
+        // SAFETY: the instruction set is an available one.
+        unsafe { isa.dispatch_codes(op) };
     }
 
     /// Whether nibbles less their zero points are integers from -16 to 15.
@@ -129,6 +130,35 @@ impl Layout {
         };
         let is_i8 = |grid: Grid| grid.format == ScaleFormat::I8;
         self.zero_points.is_some_and(is_i8) && panels.chunks_exact(sections.end).all(small)
+    }
+}
+
+/// Where the scales (or zero points) lie that come after those of some groups: of the same panel, or
+/// in the section of panel `next` if that is not null.
+fn after(
+    grid: Option<Grid>,
+    bytes: &[u8],
+    groups: &Range<usize>,
+    next: *const u8,
+    section: usize,
+) -> *const u8 {
+    let read = groups.end * grid.map_or(0, Grid::bytes_of_group);
+    match next.is_null() {
+        true => bytes.as_ptr().wrapping_add(read),
+        false => next.wrapping_add(section),
+    }
+}
+
+/// Asks for as many bytes from an address on as group `i` of some has.
+///
+/// # Safety
+///
+/// The machine has the instructions of `S`.
+#[inline(always)]
+unsafe fn prefetch_group<S: Simd>(next: *const u8, i: usize, len: usize) {
+    for line in (i * len..(i + 1) * len).step_by(64) {
+        // SAFETY: the caller's promise; any address may be asked for.
+        unsafe { S::prefetch(next.wrapping_add(line)) };
     }
 }
 
@@ -156,10 +186,8 @@ impl Op for DecodeScales<'_> {
         let size = format.bytes();
         let len = self.grid.map_or(0, Grid::bytes_of_group);
         for (i, (group, out)) in self.groups.zip(out).enumerate() {
-            for line in (i * len..(i + 1) * len).step_by(64) {
-                // SAFETY: the caller's promise; any address may be asked for.
-                unsafe { S::prefetch(self.next.wrapping_add(line)) };
-            }
+            // SAFETY: the caller's promise.
+            unsafe { prefetch_group::<S>(self.next, i, len) };
             if shared {
                 let scale = format.decode(&self.bytes[group * size..]);
                 out.fill(scale.unwrap_or(f32::NAN) * self.global);
@@ -171,6 +199,38 @@ impl Op for DecodeScales<'_> {
                 let scales = S::load_scales(format, bytes.as_ptr());
                 S::store(out.as_mut_ptr(), S::mul(scales, S::splat(self.global)));
             }
+        }
+    }
+}
+
+struct DecodeZeroPoints<'a> {
+    grid: Grid,
+    /// Whether all groups share theirs.
+    one: bool,
+    bytes: &'a [u8],
+    groups: Range<usize>,
+    out: &'a mut [u32],
+    /// Where the zero points lie that come next.
+    next: *const u8,
+}
+
+impl Op for DecodeZeroPoints<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let out = self.out.chunks_exact_mut(LANES);
+        for (i, (group, out)) in self.groups.zip(out).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { prefetch_group::<S>(self.next, i, self.grid.bytes_of_group()) };
+            let group = if self.one { 0 } else { group };
+            if self.grid.shared {
+                out.fill(above_nibble(self.bytes[group]));
+                continue;
+            }
+            let bytes = &self.bytes[group * LANES..][..LANES];
+            // SAFETY: the caller's promise; there are 32 zero points and room for as many lanes.
+            unsafe { S::keep_pairs(out.as_mut_ptr().cast(), S::load_zero_points(bytes.as_ptr())) };
         }
     }
 }

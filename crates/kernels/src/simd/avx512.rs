@@ -213,6 +213,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn load_zero_points(from: *const u8) -> [__m512i; 2] {
+        // SAFETY: the caller's promise: the instructions, and 32 bytes.
+        unsafe { avx512_codes::load_zero_points(from) }
+    }
+
+    #[inline(always)]
     unsafe fn load_quads<const HALF: usize>(from: *const u8) -> [__m512i; 2] {
         unsafe { avx512_codes::load_quads::<HALF>(from) }
     }

@@ -108,11 +108,49 @@ pub(super) unsafe fn load_nibbles_above<const HALF: usize>(
 ) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mask = _mm512_set1_epi16(15);
-        let [first, second] = words::<HALF>(from);
-        let first = _mm512_add_epi16(_mm512_and_si512(first, mask), above[0]);
-        let second = _mm512_add_epi16(_mm512_and_si512(second, mask), above[1]);
-        look_up([first, second], table)
+        let mask = _mm512_set1_epi8(15);
+        let codes = _mm512_loadu_si512(from.cast());
+        // Both halves at once: a nibble and its number are below 32, so that no byte runs over.
+        let first = _mm512_and_si512(codes, mask);
+        let second = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask);
+        let [first, second] = [
+            _mm512_add_epi8(first, above[0]),
+            _mm512_add_epi8(second, above[1]),
+        ];
+        let words = match HALF {
+            0 => [first, second],
+            _ => [
+                _mm512_srli_epi16::<8>(first),
+                _mm512_srli_epi16::<8>(second),
+            ],
+        };
+        look_up(words, table)
+    }
+}
+
+/// # Safety
+///
+/// As [`load_e4m3`].
+#[inline(always)]
+pub(super) unsafe fn load_zero_points(from: *const u8) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let from = from.cast::<__m128i>();
+        [
+            above_nibbles(_mm_loadu_si128(from)),
+            above_nibbles(_mm_loadu_si128(from.add(1))),
+        ]
+    }
+}
+
+/// `8 - zero point` in all bytes of a lane.
+#[inline(always)]
+unsafe fn above_nibbles(zero_points: __m128i) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero_points = _mm512_cvtepi8_epi32(zero_points);
+        let above = _mm512_sub_epi32(_mm512_set1_epi32(8), zero_points);
+        _mm512_mullo_epi32(above, _mm512_set1_epi32(0x0101_0101))
     }
 }
 

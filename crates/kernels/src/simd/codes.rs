@@ -122,6 +122,24 @@ pub(super) unsafe fn nibble_pairs<const HALF: usize>(
     })
 }
 
+/// What takes a nibble to `16 + value - zero point`, in all bytes of a word. The zero point is one
+/// from -8 to 8.
+pub(crate) fn above_nibble(zero_point: u8) -> u32 {
+    let above = 8 - i32::from(zero_point.cast_signed());
+    above.cast_unsigned().wrapping_mul(0x0101_0101)
+}
+
+/// [`above_nibble`] of 32 zero points.
+///
+/// # Safety
+///
+/// The bytes can be read.
+pub(super) unsafe fn zero_points(from: *const u8) -> [u32; LANES] {
+    // SAFETY: the caller's promise.
+    let zero_points = unsafe { from.cast::<[u8; LANES]>().read() };
+    zero_points.map(above_nibble)
+}
+
 /// The bf16 pairs of features `2 * HALF` and `2 * HALF + 1` of bytes that hold an integer plus 128.
 ///
 /// # Safety
@@ -250,9 +268,10 @@ mod tests {
         unsafe fn run<S: Simd>(self) -> Vec<u32> {
             let mut out = Vec::new();
             let from = self.bytes.as_ptr();
-            // SAFETY: the machine has the instructions; what is read is 128 bytes long at most.
+            // SAFETY: the machine has the instructions; what is read is 128 bytes long at most, and
+            // the words are 32.
             unsafe {
-                let above = pairs::<S>([self.above * 0x1_0001; LANES]);
+                let above = pairs::<S>([self.above * 0x0101_0101; LANES]);
                 let mut put = |pairs: S::H| {
                     let one = |x: u32| S::widen(pairs).map(|v| values::<S>(v))[x as usize];
                     out.extend([0, 1].into_iter().flat_map(one).map(f32::to_bits));
@@ -266,6 +285,9 @@ mod tests {
                 put(S::load_nibbles_above::<1>(from, above, &I5_OFFSET));
                 put(S::load_quads::<0>(from));
                 put(S::load_quads::<1>(from));
+                let mut words = [0_u32; LANES];
+                S::keep_pairs(words.as_mut_ptr().cast(), S::load_zero_points(from));
+                out.extend(words);
                 for format in [
                     ScaleFormat::F32,
                     ScaleFormat::F16,

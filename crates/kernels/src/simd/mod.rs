@@ -20,7 +20,9 @@ use moekit_quant::ScaleFormat;
 use self::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use self::avx512::Avx512;
-pub(crate) use self::codes::{F4E2M1, I4_OFFSET, I5_OFFSET, Table, nibble_place, pair_place};
+pub(crate) use self::codes::{
+    F4E2M1, I4_OFFSET, I5_OFFSET, Table, above_nibble, nibble_place, pair_place,
+};
 use self::portable::Portable;
 use crate::Isa;
 
@@ -99,8 +101,8 @@ pub(crate) trait Simd: Copy {
         unsafe { codes::pairs::<Self>(codes::nibble_pairs::<HALF>(from, [0; LANES], table)) }
     }
 
-    /// [`Simd::load_nibbles`] with a number added to each nibble: sums are below 32. Both halves
-    /// of each lane of `above` hold the number.
+    /// [`Simd::load_nibbles`] with a number added to each nibble: sums are below 32. All bytes of
+    /// each lane of `above` hold the number.
     #[inline(always)]
     unsafe fn load_nibbles_above<const HALF: usize>(
         from: *const u8,
@@ -113,6 +115,13 @@ pub(crate) trait Simd: Copy {
             let numbers = numbers.map(|number| number.to_bits() >> 16);
             codes::pairs::<Self>(codes::nibble_pairs::<HALF>(from, numbers, table))
         }
+    }
+
+    /// What [`Simd::load_nibbles_above`] adds for 32 zero points, a byte each: [`above_nibble`].
+    #[inline(always)]
+    unsafe fn load_zero_points(from: *const u8) -> Self::H {
+        // SAFETY: the caller's promise.
+        unsafe { codes::pairs::<Self>(codes::zero_points(from)) }
     }
 
     /// The pairs of features `2 * HALF` and `2 * HALF + 1` of four features of bytes that hold an

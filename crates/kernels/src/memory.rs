@@ -136,9 +136,9 @@ impl Drop for Region {
         let start = self.offset.next_multiple_of(PAGE);
         let end = (self.offset + self.len) / PAGE * PAGE;
         if start < end && Arc::strong_count(&self.mapping) > 1 {
+            let advice = UncheckedAdvice::DontNeed;
             // SAFETY: the whole pages of this region hold nothing else, and no one refers to the
             // region any more. If the system refuses, they go with the mapping.
-            let advice = UncheckedAdvice::DontNeed;
             unsafe {
                 let map = &self.mapping.map;
                 map.unchecked_advise_range(advice, start, end - start).ok();

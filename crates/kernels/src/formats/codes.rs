@@ -7,12 +7,12 @@ use crate::simd::{F4E2M1, I4_OFFSET, I5_OFFSET, Simd};
 /// 8-bit floats.
 pub(super) struct E4m3;
 
-// SAFETY of all blocks below: what `Codes::pairs` asks of its callers.
 impl Codes for E4m3 {
     const BYTES: usize = 128;
 
     #[inline(always)]
     unsafe fn pairs<S: Simd, const HALF: usize>(b: *const u8, _: *const u32) -> S::H {
+        // SAFETY: the caller's promise: the instructions of `S`, 128 bytes, of which each half has 64.
         unsafe { S::load_e4m3(b.add(64 * HALF)) }
     }
 }
@@ -25,6 +25,7 @@ impl Codes for Int8 {
 
     #[inline(always)]
     unsafe fn pairs<S: Simd, const HALF: usize>(b: *const u8, _: *const u32) -> S::H {
+        // SAFETY: the caller's promise: the instructions of `S`, 128 bytes.
         unsafe { S::load_quads::<HALF>(b) }
     }
 }
@@ -37,6 +38,7 @@ impl Codes for E2m1 {
 
     #[inline(always)]
     unsafe fn pairs<S: Simd, const HALF: usize>(b: *const u8, _: *const u32) -> S::H {
+        // SAFETY: the caller's promise: the instructions of `S`, 64 bytes.
         unsafe { S::load_nibbles::<HALF>(b, &F4E2M1) }
     }
 }
@@ -49,6 +51,7 @@ impl Codes for Int4 {
 
     #[inline(always)]
     unsafe fn pairs<S: Simd, const HALF: usize>(b: *const u8, _: *const u32) -> S::H {
+        // SAFETY: the caller's promise: the instructions of `S`, 64 bytes.
         unsafe { S::load_nibbles::<HALF>(b, &I4_OFFSET) }
     }
 }
@@ -61,6 +64,7 @@ impl Codes for Int4Asymmetric {
 
     #[inline(always)]
     unsafe fn pairs<S: Simd, const HALF: usize>(b: *const u8, above: *const u32) -> S::H {
+        // SAFETY: the caller's promise: the instructions of `S`, 64 bytes, and 32 pairs above.
         unsafe {
             let above = S::load_pairs(above.cast());
             S::load_nibbles_above::<HALF>(b, above, &I5_OFFSET)

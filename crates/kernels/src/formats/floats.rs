@@ -7,7 +7,6 @@ use crate::tile::Dot;
 /// `f32`, or what has been widened to it, times `f32`.
 pub(super) struct F32;
 
-// SAFETY of all blocks below: what `Dot::step` asks of its callers.
 impl Dot for F32 {
     const FEATURES: usize = 1;
     const UNITS: usize = 1;
@@ -19,6 +18,7 @@ impl Dot for F32 {
         b: *const u8,
         sums: &mut [S::F; ROWS],
     ) {
+        // SAFETY: the caller's promise: the instructions of `S`, a unit per row, 32 values.
         unsafe {
             let weights = S::load(b.cast());
             add_products::<S, ROWS>(a, weights, sums);
@@ -40,6 +40,7 @@ impl Dot for F16 {
         b: *const u8,
         sums: &mut [S::F; ROWS],
     ) {
+        // SAFETY: the caller's promise: the instructions of `S`, a unit per row, 32 values.
         unsafe {
             let weights = S::load_f16(b);
             add_products::<S, ROWS>(a, weights, sums);
@@ -61,6 +62,8 @@ impl Dot for WidenedBf16 {
         b: *const u8,
         sums: &mut [S::F; ROWS],
     ) {
+        // SAFETY: the caller's promise: the instructions of `S`, two units per row,
+        // 32 pairs.
         unsafe {
             let [even, odd] = S::widen(S::load_pairs(b));
             add_products::<S, ROWS>(a, even, sums);
@@ -83,6 +86,7 @@ impl Dot for Bf16 {
         b: *const u8,
         sums: &mut [S::F; ROWS],
     ) {
+        // SAFETY: the caller's promise: the instructions of `S`, a unit per row, 32 pairs.
         unsafe {
             let weights = S::load_pairs(b);
             for (row, sum) in sums.iter_mut().enumerate() {
@@ -93,12 +97,17 @@ impl Dot for Bf16 {
 }
 
 /// One feature of all rows times its weights.
+///
+/// # Safety
+///
+/// The machine has the instructions of `S`; `a` holds a unit for each row.
 #[inline(always)]
 pub(super) unsafe fn add_products<S: Simd, const ROWS: usize>(
     a: *const u32,
     weights: S::F,
     sums: &mut [S::F; ROWS],
 ) {
+    // SAFETY: the caller's promise.
     unsafe {
         for (row, sum) in sums.iter_mut().enumerate() {
             let x = S::splat(f32::from_bits(*a.add(row)));

@@ -20,15 +20,19 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
 
 type F = [__m256; 4];
 
-/// The same operation on all vectors.
+/// The same operation on all vectors, in functions of [`Simd`].
 macro_rules! each {
     (@ $i:ident => $f:expr) => {
-        [
-            { let $i = 0; $f },
-            { let $i = 1; $f },
-            { let $i = 2; $f },
-            { let $i = 3; $f },
-        ]
+        // SAFETY: the caller of the function has promised the instructions, and that pointers hold
+        // what is read.
+        unsafe {
+            [
+                { let $i = 0; $f },
+                { let $i = 1; $f },
+                { let $i = 2; $f },
+                { let $i = 3; $f },
+            ]
+        }
     };
     ($($a:ident),+ => $f:expr) => {
         each!(@ i => {
@@ -38,8 +42,6 @@ macro_rules! each {
     };
 }
 
-// SAFETY of all blocks below: the machine has the instructions and pointers hold what is read or
-// written, as `Simd` asks of its callers.
 impl Simd for Avx2 {
     // 12 sums, an activation, and weights of 16 registers.
     const MAX_ROWS: usize = 3;
@@ -49,21 +51,24 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn zero() -> F {
+        // SAFETY: the caller's promise of the instructions.
         unsafe { [_mm256_setzero_ps(); 4] }
     }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> F {
+        // SAFETY: the caller's promise of the instructions.
         unsafe { [_mm256_set1_ps(value); 4] }
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> F {
-        unsafe { each!(@ i => _mm256_loadu_ps(from.add(8 * i))) }
+        each!(@ i => _mm256_loadu_ps(from.add(8 * i)))
     }
 
     #[inline(always)]
     unsafe fn store(to: *mut f32, values: F) {
+        // SAFETY: the caller's promise: the instructions, and room for 32 values.
         unsafe {
             for (i, values) in values.into_iter().enumerate() {
                 _mm256_storeu_ps(to.add(8 * i), values);
@@ -73,21 +78,22 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn mul_add(a: F, b: F, c: F) -> F {
-        unsafe { each!(a, b, c => _mm256_fmadd_ps(a, b, c)) }
+        each!(a, b, c => _mm256_fmadd_ps(a, b, c))
     }
 
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> F {
-        unsafe { each!(@ i => _mm256_cvtph_ps(_mm_loadu_si128(from.cast::<__m128i>().add(i)))) }
+        each!(@ i => _mm256_cvtph_ps(_mm_loadu_si128(from.cast::<__m128i>().add(i))))
     }
 
     #[inline(always)]
     unsafe fn load_pairs(from: *const u8) -> [__m256i; 4] {
-        unsafe { each!(@ i => _mm256_loadu_si256(from.cast::<__m256i>().add(i))) }
+        each!(@ i => _mm256_loadu_si256(from.cast::<__m256i>().add(i)))
     }
 
     #[inline(always)]
     unsafe fn splat_pair(pair: u32) -> [__m256; 2] {
+        // SAFETY: the caller's promise of the instructions.
         unsafe {
             let value = |bits: u32| _mm256_set1_ps(f32::from_bits(bits));
             [value(pair << 16), value(pair & 0xffff_0000)]
@@ -96,17 +102,18 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn widen(pairs: [__m256i; 4]) -> [F; 2] {
-        unsafe {
-            let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            [
-                each!(pairs => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))),
-                each!(pairs => _mm256_castsi256_ps(_mm256_and_si256(pairs, mask))),
-            ]
-        }
+        [
+            each!(pairs => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))),
+            each!(pairs => {
+                let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+                _mm256_castsi256_ps(_mm256_and_si256(pairs, mask))
+            }),
+        ]
     }
 
     #[inline(always)]
     unsafe fn dot_pairs(pairs: [__m256i; 4], by: [__m256; 2], sum: F) -> F {
+        // SAFETY: the caller's promise of the instructions.
         unsafe {
             let [even, odd] = Self::widen(pairs);
             Self::mul_add(odd, [by[1]; 4], Self::mul_add(even, [by[0]; 4], sum))
@@ -115,60 +122,60 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn add(a: F, b: F) -> F {
-        unsafe { each!(a, b => _mm256_add_ps(a, b)) }
+        each!(a, b => _mm256_add_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn sub(a: F, b: F) -> F {
-        unsafe { each!(a, b => _mm256_sub_ps(a, b)) }
+        each!(a, b => _mm256_sub_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn mul(a: F, b: F) -> F {
-        unsafe { each!(a, b => _mm256_mul_ps(a, b)) }
+        each!(a, b => _mm256_mul_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn div(a: F, b: F) -> F {
-        unsafe { each!(a, b => _mm256_div_ps(a, b)) }
+        each!(a, b => _mm256_div_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn at_most(value: F, limit: F) -> F {
         // The second operand is what comes out if one of them is NaN.
-        unsafe { each!(value, limit => _mm256_min_ps(limit, value)) }
+        each!(value, limit => _mm256_min_ps(limit, value))
     }
 
     #[inline(always)]
     unsafe fn at_least(value: F, limit: F) -> F {
-        unsafe { each!(value, limit => _mm256_max_ps(limit, value)) }
+        each!(value, limit => _mm256_max_ps(limit, value))
     }
 
     #[inline(always)]
     unsafe fn round(a: F) -> F {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        unsafe { each!(a => _mm256_round_ps::<NEAREST>(a)) }
+        each!(a => _mm256_round_ps::<NEAREST>(a))
     }
 
     #[inline(always)]
     unsafe fn scale(values: F, exponents: F) -> F {
-        unsafe {
+        each!(values, exponents => {
             let bias = _mm256_set1_epi32(127);
-            each!(values, exponents => {
-                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(exponents), bias);
-                let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
-                _mm256_mul_ps(values, power)
-            })
-        }
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(exponents), bias);
+            let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
+            _mm256_mul_ps(values, power)
+        })
     }
 
     #[inline(always)]
     unsafe fn store_pairs(to: *mut u32, values: F) {
+        // SAFETY: the caller's promise of room for 16 pairs. Four vectors are 32 values.
         unsafe { Portable::store_pairs(to, transmute::<F, [f32; 32]>(values)) }
     }
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller's promise of the instructions; nothing is read.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

@@ -34,10 +34,12 @@ pub(crate) unsafe fn run_bf16<O: Op>(op: O) -> O::Output {
 
 type F = [__m512; 2];
 
-/// The same operation on both vectors.
+/// The same operation on both vectors, in functions of [`Simd`].
 macro_rules! both {
     ($($a:ident),+ => $f:expr) => {
-        [both!(@ 0 $($a)+ => $f), both!(@ 1 $($a)+ => $f)]
+        // SAFETY: the caller of the function has promised the instructions, and that pointers hold
+        // what is read.
+        unsafe { [both!(@ 0 $($a)+ => $f), both!(@ 1 $($a)+ => $f)] }
     };
     (@ $i:literal $($a:ident)+ => $f:expr) => {{
         let ($($a,)+) = ($($a[$i],)+);
@@ -45,8 +47,6 @@ macro_rules! both {
     }};
 }
 
-// SAFETY of all blocks below: the machine has the instructions and pointers hold what is read or
-// written, as `Simd` asks of its callers.
 impl<const BF16: bool> Simd for Avx512<BF16> {
     // 24 sums, 2 weights and an activation of 32 registers.
     const MAX_ROWS: usize = 12;
@@ -56,21 +56,25 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn zero() -> F {
+        // SAFETY: the caller's promise of the instructions.
         unsafe { [_mm512_setzero_ps(); 2] }
     }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> F {
+        // SAFETY: the caller's promise of the instructions.
         unsafe { [_mm512_set1_ps(value); 2] }
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> F {
+        // SAFETY: the caller's promise: the instructions, and 32 values.
         unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))] }
     }
 
     #[inline(always)]
     unsafe fn store(to: *mut f32, values: F) {
+        // SAFETY: the caller's promise: the instructions, and room for 32 values.
         unsafe {
             _mm512_storeu_ps(to, values[0]);
             _mm512_storeu_ps(to.add(16), values[1]);
@@ -79,50 +83,48 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn mul_add(a: F, b: F, c: F) -> F {
-        unsafe { both!(a, b, c => _mm512_fmadd_ps(a, b, c)) }
+        both!(a, b, c => _mm512_fmadd_ps(a, b, c))
     }
 
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> F {
-        unsafe {
-            let halves = [from, from.add(32)];
-            both!(halves => _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast())))
-        }
+        let halves = [from, from.wrapping_add(32)];
+        both!(halves => _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast())))
     }
 
     #[inline(always)]
     unsafe fn load_pairs(from: *const u8) -> [__m512i; 2] {
-        unsafe {
-            let halves = [from, from.add(64)];
-            both!(halves => _mm512_loadu_si512(halves.cast()))
-        }
+        let halves = [from, from.wrapping_add(64)];
+        both!(halves => _mm512_loadu_si512(halves.cast()))
     }
 
     #[inline(always)]
     unsafe fn splat_pair(pair: u32) -> __m512i {
+        // SAFETY: the caller's promise of the instructions.
         unsafe { _mm512_set1_epi32(pair.cast_signed()) }
     }
 
     #[inline(always)]
     unsafe fn widen(pairs: [__m512i; 2]) -> [F; 2] {
-        unsafe {
-            let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-            [
-                both!(pairs => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))),
-                both!(pairs => _mm512_castsi512_ps(_mm512_and_si512(pairs, mask))),
-            ]
-        }
+        [
+            both!(pairs => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))),
+            both!(pairs => {
+                let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+                _mm512_castsi512_ps(_mm512_and_si512(pairs, mask))
+            }),
+        ]
     }
 
     #[inline(always)]
     unsafe fn dot_pairs(pairs: [__m512i; 2], by: __m512i, sum: F) -> F {
-        unsafe {
-            if BF16 {
+        if BF16 {
+            return both!(pairs, sum => {
                 let by: __m512bh = transmute(by);
-                return both!(pairs, sum => {
-                    _mm512_dpbf16_ps(sum, by, transmute::<__m512i, __m512bh>(pairs))
-                });
-            }
+                _mm512_dpbf16_ps(sum, by, transmute::<__m512i, __m512bh>(pairs))
+            });
+        }
+        // SAFETY: the caller's promise of the instructions.
+        unsafe {
             let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
             let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(by));
             let odd = _mm512_castsi512_ps(_mm512_and_si512(by, mask));
@@ -137,47 +139,49 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn add(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm512_add_ps(a, b)) }
+        both!(a, b => _mm512_add_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn sub(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm512_sub_ps(a, b)) }
+        both!(a, b => _mm512_sub_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn mul(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm512_mul_ps(a, b)) }
+        both!(a, b => _mm512_mul_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn div(a: F, b: F) -> F {
-        unsafe { both!(a, b => _mm512_div_ps(a, b)) }
+        both!(a, b => _mm512_div_ps(a, b))
     }
 
     #[inline(always)]
     unsafe fn at_most(value: F, limit: F) -> F {
         // The second operand is what comes out if one of them is NaN.
-        unsafe { both!(value, limit => _mm512_min_ps(limit, value)) }
+        both!(value, limit => _mm512_min_ps(limit, value))
     }
 
     #[inline(always)]
     unsafe fn at_least(value: F, limit: F) -> F {
-        unsafe { both!(value, limit => _mm512_max_ps(limit, value)) }
+        both!(value, limit => _mm512_max_ps(limit, value))
     }
 
     #[inline(always)]
     unsafe fn round(a: F) -> F {
-        unsafe { both!(a => _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(a)) }
+        both!(a => _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(a))
     }
 
     #[inline(always)]
     unsafe fn scale(values: F, exponents: F) -> F {
-        unsafe { both!(values, exponents => _mm512_scalef_ps(values, exponents)) }
+        both!(values, exponents => _mm512_scalef_ps(values, exponents))
     }
 
     #[inline(always)]
     unsafe fn store_pairs(to: *mut u32, values: F) {
+        // SAFETY: the caller's promise: the instructions, and room for 16 pairs. Two vectors are 32
+        // values, one of bf16 as many bits as one of integers.
         unsafe {
             if BF16 {
                 let pairs = _mm512_cvtne2ps_pbh(values[1], values[0]);
@@ -190,6 +194,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn load_e4m3(from: *const u8) -> [__m512i; 2] {
+        // SAFETY: the caller's promise: the instructions, and 64 bytes.
         unsafe {
             match BF16 {
                 true => avx512_codes::load_e4m3(from),
@@ -200,6 +205,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn load_nibbles<const HALF: usize>(from: *const u8, table: &Table) -> [__m512i; 2] {
+        // SAFETY: the caller's promise: the instructions, and 64 bytes.
         unsafe { avx512_codes::load_nibbles::<HALF>(from, table) }
     }
 
@@ -209,6 +215,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         above: [__m512i; 2],
         table: &Table,
     ) -> [__m512i; 2] {
+        // SAFETY: the caller's promise: the instructions, and 64 bytes.
         unsafe { avx512_codes::load_nibbles_above::<HALF>(from, above, table) }
     }
 
@@ -220,16 +227,19 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn load_quads<const HALF: usize>(from: *const u8) -> [__m512i; 2] {
+        // SAFETY: the caller's promise: the instructions, and 128 bytes.
         unsafe { avx512_codes::load_quads::<HALF>(from) }
     }
 
     #[inline(always)]
     unsafe fn load_scales(format: ScaleFormat, from: *const u8) -> F {
+        // SAFETY: the caller's promise: the instructions, and 32 scales.
         unsafe { avx512_codes::load_scales(format, from) }
     }
 
     #[inline(always)]
     unsafe fn add_quads(quads: *const u8, by: u32, sums: F) -> F {
+        // SAFETY: the caller's promise: the instructions, and 128 bytes. Two vectors are 32 values.
         unsafe {
             match BF16 {
                 true => avx512_codes::add_quads(quads, by, sums),
@@ -243,11 +253,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn from_integers(integers: F) -> F {
-        unsafe { both!(integers => _mm512_cvtepi32_ps(_mm512_castps_si512(integers))) }
+        both!(integers => _mm512_cvtepi32_ps(_mm512_castps_si512(integers)))
     }
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller's promise of the instructions; nothing is read.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

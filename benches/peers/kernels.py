@@ -2,8 +2,8 @@
 """moekit's fused experts and those of others on the same shapes, side by side.
 
 Every implementation runs in a process of its own and holds its weights in its own layout. In each
-round all of them run the same routing once, one after the other, each right after a read of as
-many bytes as the experts with tokens have. See README.md.
+round all of them run the same two routings, one after the other, each after a read of as many bytes
+as the experts with tokens have: the first wakes the threads, the second is the sample. See README.md.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
 PEERS = ["vllm-vec", "vllm-fused", "zentorch", "torch-grouped", "torch-loop", "candle"]
@@ -22,8 +23,20 @@ SHAPES = {
     "gpt-oss-20b": (2880, 2880, 32, 4),
     "mixtral-8x7b": (4096, 14336, 8, 2),
 }
-# Threads of a finished sample may spin for a while before they sleep.
-PAUSE = 0.005
+# Threads of a finished sample spin before they sleep: those of OpenMP for some 8 ms, on a core that
+# the next sample would have to do without.
+OTHERS_SLEEP = 0.02
+# moekit's spin for 1 ms; it reads before every sample, also before those of others.
+READER_SLEEPS = 0.003
+
+
+class Sample(NamedTuple):
+    """Milliseconds of a layer, of the read before it, and of the layer that woke the threads."""
+
+    ms: float
+    read: float
+    batch: int
+    first: float
 
 
 class Process:
@@ -108,34 +121,49 @@ def start(args):
     return ready, refused, batches
 
 
+def least_shared(batch, of_batch, batches):
+    """The routing that shares the fewest experts with a batch: what it leaves in caches helps least."""
+    experts = {i: set(batches[i]["local_ids"]) for i in of_batch}
+    return min((i for i in of_batch if i != batch), key=lambda i: len(experts[i] & experts[batch]))
+
+
 def measure(processes, batches, of_batch, rounds):
-    """`[round]` of what each process took, and of the read right before."""
+    """`[round]` of what each process took, of the read before, and of its first layer."""
     moekit = processes[0]
     samples = {p.name: [] for p in processes}
     for process in processes:
-        process.ask(f"layer {of_batch[0]}")
+        process.ask(f"layers {of_batch[0]}")
     for n in range(rounds):
         batch = of_batch[n % len(of_batch)]
+        before = least_shared(batch, of_batch, batches)
         first = n % len(processes)
         for process in processes[first:] + processes[:first]:
-            time.sleep(PAUSE)
+            time.sleep(OTHERS_SLEEP)
             read = moekit.ask(f"read {batches[batch]['weight_bytes']}")["ms"]
-            ms = process.ask(f"layer {batch}")["ms"]
-            samples[process.name].append((ms, read, batch))
+            time.sleep(READER_SLEEPS)
+            woken, ms = process.ask(f"layers {before} {batch}")["ms"]
+            samples[process.name].append(Sample(ms, read, batch, woken))
     return samples
 
 
 def summary(name, tokens, samples, own, batches):
-    median = statistics.median
+    def median(of):
+        return statistics.median(map(of, samples))
+
+    def over(of):
+        return statistics.median(of(theirs) / of(ours) for theirs, ours in zip(samples, own))
+
     return {
         "name": name,
         "tokens": tokens,
-        "median_ms": median(ms for ms, _, _ in samples),
-        "gflops": median(batches[b]["operations"] / ms / 1e6 for ms, _, b in samples),
-        "weight_gbs": median(batches[b]["weight_bytes"] / ms / 1e6 for ms, _, b in samples),
-        "paired_read_gbs": median(batches[b]["weight_bytes"] / read / 1e6 for _, read, b in samples),
-        "fraction_of_read": median(read / ms for ms, read, _ in samples),
-        "over_moekit": median(theirs[0] / ours[0] for theirs, ours in zip(samples, own)),
+        "median_ms": median(lambda s: s.ms),
+        "gflops": median(lambda s: batches[s.batch]["operations"] / s.ms / 1e6),
+        "weight_gbs": median(lambda s: batches[s.batch]["weight_bytes"] / s.ms / 1e6),
+        "paired_read_gbs": median(lambda s: batches[s.batch]["weight_bytes"] / s.read / 1e6),
+        "fraction_of_read": median(lambda s: s.read / s.ms),
+        "over_moekit": over(lambda s: s.ms),
+        "first_ms": median(lambda s: s.first),
+        "first_over_moekit": over(lambda s: s.first),
     }
 
 
@@ -158,13 +186,13 @@ def main():
         print(json.dumps(report | {"rounds": args.rounds, "results": results, "left_out": refused}, indent=1))
         return
     print(f"{args.shape} {args.dtype}, {args.threads} threads, {args.rounds} rounds")
-    columns = ["tokens", "name", "ms", "GB/s", "read", "of read", "GFLOP/s", "/moekit"]
-    print("{:>6} {:<14} {:>9} {:>6} {:>6} {:>8} {:>8} {:>8}".format(*columns))
+    columns = ["tokens", "name", "ms", "GB/s", "read", "of read", "GFLOP/s", "/moekit", "first", "/moekit"]
+    print("{:>6} {:<14} {:>9} {:>6} {:>6} {:>8} {:>8} {:>8} {:>9} {:>8}".format(*columns))
     for r in results:
         print(
             f"{r['tokens']:>6} {r['name']:<14} {r['median_ms']:>9.3f} {r['weight_gbs']:>6.1f}"
             f" {r['paired_read_gbs']:>6.1f} {r['fraction_of_read']:>8.3f} {r['gflops']:>8.1f}"
-            f" {r['over_moekit']:>8.2f}"
+            f" {r['over_moekit']:>8.2f} {r['first_ms']:>9.3f} {r['first_over_moekit']:>8.2f}"
         )
     for name, reason in refused.items():
         print(f"left out: {name}: {reason}")

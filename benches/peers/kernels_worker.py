@@ -1,7 +1,7 @@
 """One implementation of the fused experts, timed on demand: `kernels_worker.py PEER`.
 
-The first line on stdin is a configuration, the next ones are `layer N`; each is answered by one
-line of JSON. `kernels.py` starts it.
+The first line on stdin is a configuration, the next ones are `layers N...`, batches one right after
+the other; each is answered by one line of JSON. `kernels.py` starts it.
 """
 
 import glob
@@ -247,10 +247,12 @@ def main():
             raise ArithmeticError(f"relative error {wrong:.2e} against f32")
         print(json.dumps({"error": wrong}), flush=True)
         for line in sys.stdin:
-            batch = batches[int(line.split()[1])]
-            start = time.perf_counter()
-            peer.run(*batch)
-            print(json.dumps({"ms": (time.perf_counter() - start) * 1e3}), flush=True)
+            times = []
+            for number in line.split()[1:]:
+                start = time.perf_counter()
+                peer.run(*batches[int(number)])
+                times.append((time.perf_counter() - start) * 1e3)
+            print(json.dumps({"ms": times}), flush=True)
 
 
 main()

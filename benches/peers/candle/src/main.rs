@@ -1,10 +1,11 @@
 //! The fused experts in candle, as its models have them: a loop over the experts that have tokens.
 //!
-//! The first line on stdin is a configuration, the next ones are `layer N`; each is answered by
-//! one line of JSON. `kernels.py` starts it.
+//! The first line on stdin is a configuration, the next ones are `layers N...`, batches one right
+//! after the other; each is answered by one line of JSON. `kernels.py` starts it.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
@@ -90,7 +91,17 @@ fn layer(experts: &[Expert], batch: &Batch) -> Result<Tensor> {
     Ok(out)
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match answer() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn answer() -> Result<()> {
     let mut lines = std::io::stdin().lock().lines();
     let config: Config = match lines.next() {
         Some(line) => serde_json::from_str(&line?).map_err(Error::wrap)?,
@@ -99,7 +110,7 @@ fn main() -> Result<()> {
     let dtype = match config.dtype.as_str() {
         "f32" => DType::F32,
         "bf16" => DType::BF16,
-        other => candle_core::bail!("no {other} weights"),
+        other => candle_core::bail!("no {other} weights, only f32 and bf16"),
     };
     let experts = (0..config.num_experts).map(|_| Expert::random(&config, dtype));
     let experts = experts.collect::<Result<Vec<_>>>()?;
@@ -111,13 +122,16 @@ fn main() -> Result<()> {
     println!("{}", json!({ "ready": true }));
     for line in lines {
         let line = line?;
-        let number = line.split(' ').nth(1).and_then(|n| n.parse::<usize>().ok());
-        let Some(batch) = number.and_then(|n| batches.get(n)) else {
-            candle_core::bail!("`{line}` is no command");
-        };
-        let start = Instant::now();
-        layer(&experts, batch)?;
-        println!("{}", json!({ "ms": start.elapsed().as_secs_f64() * 1e3 }));
+        let mut times = Vec::new();
+        for number in line.split(' ').skip(1) {
+            let Some(batch) = number.parse().ok().and_then(|n: usize| batches.get(n)) else {
+                candle_core::bail!("`{line}` is no command");
+            };
+            let start = Instant::now();
+            layer(&experts, batch)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        println!("{}", json!({ "ms": times }));
     }
     Ok(())
 }

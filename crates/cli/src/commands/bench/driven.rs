@@ -5,7 +5,7 @@
 //! | line | answer |
 //! |---|---|
 //! | `batches` | the routing of each batch: `tokens`, `top_k`, `local_ids`, `weights`, and the `weight_bytes` and `operations` of the experts that have tokens |
-//! | `layer N` | `ms` of batch `N` through the experts |
+//! | `layers N...` | `ms` of each of these batches through the experts, one right after the other |
 //! | `gate N` | `ms` of batch `N` through the gate |
 //! | `read BYTES` | `ms` to stream so many bytes |
 //! | `peak` | `gflops` of the arithmetic that bounds the layer |
@@ -43,19 +43,23 @@ fn answer_line(
     let unknown = || {
         let last = batches.len().saturating_sub(1);
         CliError::usage(format!(
-            "`{line}` is no command: there are `batches`, `layer N` and `gate N` for N from 0 to \
+            "`{line}` is no command: there are `batches`, `layers N...` and `gate N` for N from 0 to \
              {last}, `read BYTES` and `peak`"
         ))
     };
     let (command, argument) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
-    let number = || argument.parse::<usize>().map_err(|_| unknown());
-    let batch = || number().and_then(|n| batches.get(n).ok_or_else(unknown));
+    let number = |text: &str| text.parse::<usize>().map_err(|_| unknown());
+    let batch = |text| number(text).and_then(|n| batches.get(n).ok_or_else(unknown));
     let ms = |seconds: f64| json!({ "ms": seconds * 1e3 });
+    let run = |batch| seconds(|| layer.run(batch)).map(|s| s * 1e3);
     Ok(match command {
         "batches" => batches.iter().map(|batch| describe(layer, batch)).collect(),
-        "layer" => batch().and_then(|batch| seconds(|| layer.run(batch)).map(ms))?,
-        "gate" => batch().and_then(|batch| seconds(|| layer.run_gate(batch)).map(ms))?,
-        "read" => ms(probe.read(number()?).as_secs_f64()),
+        "layers" => {
+            let chosen = argument.split(' ').map(batch).collect::<Result<Vec<_>>>()?;
+            json!({ "ms": chosen.into_iter().map(run).collect::<Result<Vec<_>>>()? })
+        }
+        "gate" => batch(argument).and_then(|batch| seconds(|| layer.run_gate(batch)).map(ms))?,
+        "read" => ms(probe.read(number(argument)?).as_secs_f64()),
         "peak" => json!({ "gflops": probe.peak(layer.arithmetic(), PEAK_TIME) / 1e9 }),
         _ => return Err(unknown()),
     })

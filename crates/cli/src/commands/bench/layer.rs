@@ -1,5 +1,7 @@
 //! One layer of random weights, and its parts to be timed.
 
+use std::collections::BTreeSet;
+
 use moekit::kernels::probe::{Arithmetic, Probe};
 use moekit::kernels::{ActivationQuantMode, CpuKernel, PreparedExperts, Router};
 use moekit::quant::Activation;
@@ -85,6 +87,19 @@ impl<'a> Layer<'a> {
     /// Bytes of the experts that have tokens.
     pub(super) fn weight_bytes(&self, tokens: &Tokens) -> usize {
         tokens.experts().len() * self.expert_bytes
+    }
+
+    /// Whether caches keep all weights that some batches need, also beside as many bytes that are
+    /// read in between.
+    pub(super) fn stays_in_cache(&self, batches: &[Tokens]) -> bool {
+        let used: BTreeSet<usize> = batches.iter().flat_map(Tokens::experts).collect();
+        let bytes = 2 * used.len() * self.expert_bytes;
+        memory::last_cache().is_some_and(|cache| bytes <= cache)
+    }
+
+    /// A probe that streams so many bytes again and again: from caches, if they fit there.
+    pub(super) fn probe_of(&self, bytes: usize) -> Result<Probe> {
+        Ok(Probe::new(&self.kernel, bytes.max(1))?)
     }
 
     /// Multiplications and additions of the experts.

@@ -21,6 +21,8 @@ struct Sample {
     gate: f64,
     /// Seconds to stream as many bytes as the experts with tokens have.
     read: f64,
+    /// Seconds to bring the threads together for nothing.
+    latency: f64,
     /// Operations per second.
     peak: f64,
     bytes: f64,
@@ -28,13 +30,18 @@ struct Sample {
 }
 
 impl Sample {
+    fn compute(&self) -> f64 {
+        self.operations / self.peak
+    }
+
     /// The least seconds that the machine allows.
     fn limit(&self) -> f64 {
-        self.read.max(self.operations / self.peak)
+        self.read.max(self.compute()).max(self.latency)
     }
 }
 
-/// Times a layer on some batches in turn, so that with few tokens the weights are not in the cache.
+/// Times a layer on some batches in turn, so that with few tokens the weights are not in a cache that
+/// is smaller than all of them.
 ///
 /// # Arguments
 ///
@@ -53,15 +60,16 @@ pub(super) fn measure(
         layer.run(batch)?;
         layer.run_gate(batch)?;
     }
+    let cached = layer.stays_in_cache(batches);
     let start = Instant::now();
     let mut samples = Vec::new();
     for batch in batches.iter().cycle().take(MOST_SAMPLES) {
         if samples.len() >= LEAST_SAMPLES && start.elapsed().as_secs_f64() > time {
             break;
         }
-        samples.push(sample(layer, batch, probe)?);
+        samples.push(sample(layer, batch, probe, cached)?);
     }
-    Ok(report(layer, tokens, &samples))
+    Ok(report(layer, tokens, &samples, cached))
 }
 
 pub(super) fn seconds<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
@@ -70,27 +78,51 @@ pub(super) fn seconds<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-fn sample(layer: &Layer<'_>, batch: &Tokens, probe: &mut Probe) -> Result<Sample> {
+/// # Arguments
+///
+/// - `cached` - whether caches keep the weights.
+fn sample(layer: &Layer<'_>, batch: &Tokens, probe: &mut Probe, cached: bool) -> Result<Sample> {
     let bytes = layer.weight_bytes(batch);
-    // The read leaves no weights in the caches, neither for the gate nor for the experts.
-    let read = probe.read(bytes).as_secs_f64();
+    let latency = seconds(|| Ok(probe.read(0)))?;
+    let read = match cached {
+        true => {
+            let mut probe = layer.probe_of(bytes)?;
+            // From memory into caches, and then from there.
+            probe.read(bytes);
+            probe.read(bytes)
+        }
+        // Leaves no weights in the caches, neither for the gate nor for the experts.
+        false => probe.read(bytes),
+    };
     let gate = seconds(|| layer.run_gate(batch))?;
     let peak = probe.peak(layer.arithmetic(), PEAK_TIME);
     Ok(Sample {
         layer: seconds(|| layer.run(batch))?,
         gate,
-        read,
+        read: read.as_secs_f64(),
+        latency,
         peak,
         bytes: bytes as f64,
         operations: layer.operations(batch),
     })
 }
 
-fn report(layer: &Layer<'_>, tokens: usize, samples: &[Sample]) -> CaseReport {
+/// What takes longest of the least times that the machine allows.
+fn bound(samples: &[Sample], cached: bool) -> Bound {
+    let over = |value: fn(&Sample) -> f64| median(samples.iter().map(value).collect());
+    let (read, compute) = (over(|s| s.read), over(Sample::compute));
+    match cached {
+        _ if over(|s| s.latency) > read.max(compute) => Bound::Latency,
+        _ if compute > read => Bound::Compute,
+        true => Bound::Cache,
+        false => Bound::Bandwidth,
+    }
+}
+
+fn report(layer: &Layer<'_>, tokens: usize, samples: &[Sample], cached: bool) -> CaseReport {
     let over = |value: fn(&Sample) -> f64| median(samples.iter().map(value).collect());
     let seconds = over(|s| s.layer);
     let gate = over(|s| s.gate);
-    let reading = over(|s| s.read) >= over(|s| s.operations / s.peak);
     CaseReport {
         shape: layer.shape.name.clone(),
         dtype: layer.format.name(),
@@ -104,11 +136,7 @@ fn report(layer: &Layer<'_>, tokens: usize, samples: &[Sample]) -> CaseReport {
         gflops: over(|s| s.operations / s.layer) / 1e9,
         paired_read_gbs: over(|s| s.bytes / s.read) / 1e9,
         paired_peak_gflops: over(|s| s.peak) / 1e9,
-        limit: if reading {
-            Bound::Bandwidth
-        } else {
-            Bound::Compute
-        },
+        limit: bound(samples, cached),
         fraction_of_limit: over(|s| s.limit() / s.layer),
         gate_ms: gate * 1e3,
         gate_share: over(|s| s.gate / (s.gate + s.layer)),
@@ -138,16 +166,24 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_of_reading_and_arithmetic_is_the_limit() {
-        let sample = |read, operations| Sample {
+    fn the_longest_of_reading_arithmetic_and_latency_is_the_limit() {
+        let sample = |read, operations, latency| Sample {
             layer: 4.0,
             gate: 1.0,
             read,
+            latency,
             peak: 10.0,
             bytes: 8.0,
             operations,
         };
-        assert_eq!(sample(2.0, 10.0).limit(), 2.0);
-        assert_eq!(sample(2.0, 30.0).limit(), 3.0);
+        for (sample, limit, memory, cache) in [
+            (sample(2.0, 10.0, 0.1), 2.0, Bound::Bandwidth, Bound::Cache),
+            (sample(2.0, 30.0, 0.1), 3.0, Bound::Compute, Bound::Compute),
+            (sample(2.0, 30.0, 3.5), 3.5, Bound::Latency, Bound::Latency),
+        ] {
+            assert_eq!(sample.limit(), limit);
+            let samples = [sample];
+            assert_eq!([false, true].map(|c| bound(&samples, c)), [memory, cache]);
+        }
     }
 }

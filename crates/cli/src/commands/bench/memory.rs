@@ -1,4 +1,4 @@
-//! Whether something fits into memory, before it is tried.
+//! Whether something fits into memory, before it is tried, and whether it stays in a cache.
 
 use crate::error::{CliError, Result};
 
@@ -13,6 +13,21 @@ pub(super) fn check(what: &str, bytes: usize) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Bytes of the last cache of a core, where the system tells.
+pub(super) fn last_cache() -> Option<usize> {
+    let cache = |index: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        cache_size(std::fs::read_to_string(path).ok()?.trim())
+    };
+    (0..8).map_while(cache).max()
+}
+
+/// A size as the system writes those of caches: `32768K`.
+fn cache_size(text: &str) -> Option<usize> {
+    let kilobytes: usize = text.strip_suffix('K')?.parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 fn gigabytes(bytes: usize) -> String {
@@ -53,6 +68,8 @@ mod tests {
         let text = "MemTotal:       24000000 kB\nMemAvailable:    1000000 kB\n";
         assert_eq!(meminfo_available(text), Some(1_024_000_000));
         assert_eq!(meminfo_available("MemTotal: 1 kB"), None);
+        assert_eq!(cache_size("32768K"), Some(32 << 20));
+        assert_eq!(cache_size("32768"), None);
         assert!(check("nothing", 0).is_ok());
         if available().is_some() {
             let error = check("everything", 1 << 60).unwrap_err().to_string();

@@ -23,11 +23,28 @@ pub(super) struct LimitsReport {
 }
 
 /// What a case was held back by.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Bound {
+    /// Reading the weights from memory.
     Bandwidth,
+    /// Reading the weights from caches, which hold all that the batches need.
+    Cache,
+    /// Multiplying.
     Compute,
+    /// Bringing the threads together once.
+    Latency,
+}
+
+impl Bound {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bandwidth => "bandwidth",
+            Self::Cache => "cache",
+            Self::Compute => "compute",
+            Self::Latency => "latency",
+        }
+    }
 }
 
 /// Medians over the samples of a case.
@@ -44,7 +61,7 @@ pub(super) struct CaseReport {
     pub(super) weight_bytes: f64,
     pub(super) weight_gbs: f64,
     pub(super) gflops: f64,
-    /// Of as many bytes, right before.
+    /// Of as many bytes, right before, from where the weights are: memory or caches.
     pub(super) paired_read_gbs: f64,
     /// Of the arithmetic that bounds the case, right before.
     pub(super) paired_peak_gflops: f64,
@@ -117,10 +134,7 @@ impl Report {
 
 impl CaseReport {
     fn line(&self) -> String {
-        let limit = match self.limit {
-            Bound::Bandwidth => "bandwidth",
-            Bound::Compute => "compute",
-        };
+        let limit = self.limit.name();
         format!(
             "{:<16} {:<12} {:<4} {:>6} {:>10.3} {:>10.1} {:>6.1} {:>6.1} {:>7.1} {:>7.1}  {limit:<9} {:>8.3} {:>5.1}%",
             self.shape,

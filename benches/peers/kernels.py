@@ -23,11 +23,10 @@ SHAPES = {
     "gpt-oss-20b": (2880, 2880, 32, 4),
     "mixtral-8x7b": (4096, 14336, 8, 2),
 }
-# Threads of a finished sample spin before they sleep: those of OpenMP for some 8 ms, on a core that
-# the next sample would have to do without.
-OTHERS_SLEEP = 0.02
-# moekit's spin for 1 ms; it reads before every sample, also before those of others.
-READER_SLEEPS = 0.003
+# How long no process may have run before the next one does.
+PAUSE = 0.01
+# When that is given up.
+PATIENCE = 2.0
 
 
 class Sample(NamedTuple):
@@ -66,6 +65,11 @@ class Process:
     def ask(self, line):
         self.send(line)
         return self.receive()
+
+    def cpu_time(self):
+        """Nanoseconds that its threads have run; always 0 where the system does not tell."""
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks)
 
     def close(self):
         self.process.stdin.close()
@@ -127,6 +131,17 @@ def least_shared(batch, of_batch, batches):
     return min((i for i in of_batch if i != batch), key=lambda i: len(experts[i] & experts[batch]))
 
 
+def all_asleep(processes):
+    """Waits until no thread runs: those of a finished layer spin before they sleep, of some programs
+    for a tenth of a second, and the next layer would have to do without a core."""
+    before, end = None, time.monotonic() + PATIENCE
+    while (now := [process.cpu_time() for process in processes]) != before:
+        if time.monotonic() > end:
+            raise RuntimeError(f"threads have been running for {PATIENCE} s after a layer")
+        before = now
+        time.sleep(PAUSE)
+
+
 def measure(processes, batches, of_batch, rounds):
     """`[round]` of what each process took, of the read before, and of its first layer."""
     moekit = processes[0]
@@ -138,9 +153,9 @@ def measure(processes, batches, of_batch, rounds):
         before = least_shared(batch, of_batch, batches)
         first = n % len(processes)
         for process in processes[first:] + processes[:first]:
-            time.sleep(OTHERS_SLEEP)
+            all_asleep(processes)
             read = moekit.ask(f"read {batches[batch]['weight_bytes']}")["ms"]
-            time.sleep(READER_SLEEPS)
+            all_asleep(processes)
             woken, ms = process.ask(f"layers {before} {batch}")["ms"]
             samples[process.name].append(Sample(ms, read, batch, woken))
     return samples

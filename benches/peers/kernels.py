@@ -132,8 +132,8 @@ def least_shared(batch, of_batch, batches):
 
 
 def all_asleep(processes):
-    """Waits until no thread runs: those of a finished layer spin before they sleep, of some programs
-    for a tenth of a second, and the next layer would have to do without a core."""
+    """Waits until no thread runs: those of a finished layer spin for some milliseconds before they
+    sleep, and the next layer would have to do without a core."""
     before, end = None, time.monotonic() + PATIENCE
     while (now := [process.cpu_time() for process in processes]) != before:
         if time.monotonic() > end:

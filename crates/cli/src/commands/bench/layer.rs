@@ -89,17 +89,17 @@ impl<'a> Layer<'a> {
         tokens.experts().len() * self.expert_bytes
     }
 
-    /// Whether caches keep all weights that some batches need, also beside as many bytes that are
-    /// read in between.
-    pub(super) fn stays_in_cache(&self, batches: &[Tokens]) -> bool {
+    /// If caches keep all weights that some batches need, and as many bytes again: a probe that
+    /// streams these, from where the weights are.
+    pub(super) fn cache_probe(&self, batches: &[Tokens]) -> Result<Option<Probe>> {
         let used: BTreeSet<usize> = batches.iter().flat_map(Tokens::experts).collect();
-        let bytes = 2 * used.len() * self.expert_bytes;
-        memory::last_cache().is_some_and(|cache| bytes <= cache)
-    }
-
-    /// A probe that streams so many bytes again and again: from caches, if they fit there.
-    pub(super) fn probe_of(&self, bytes: usize) -> Result<Probe> {
-        Ok(Probe::new(&self.kernel, bytes.max(1))?)
+        let bytes = used.len() * self.expert_bytes;
+        if memory::last_cache().is_none_or(|cache| 2 * bytes > cache) {
+            return Ok(None);
+        }
+        let mut probe = Probe::new(&self.kernel, bytes.max(1))?;
+        probe.read(bytes);
+        Ok(Some(probe))
     }
 
     /// Multiplications and additions of the experts.

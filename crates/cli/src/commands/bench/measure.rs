@@ -60,16 +60,16 @@ pub(super) fn measure(
         layer.run(batch)?;
         layer.run_gate(batch)?;
     }
-    let cached = layer.stays_in_cache(batches);
+    let mut reader = layer.cache_probe(batches)?;
     let start = Instant::now();
     let mut samples = Vec::new();
     for batch in batches.iter().cycle().take(MOST_SAMPLES) {
         if samples.len() >= LEAST_SAMPLES && start.elapsed().as_secs_f64() > time {
             break;
         }
-        samples.push(sample(layer, batch, probe, cached)?);
+        samples.push(sample(layer, batch, probe, reader.as_mut())?);
     }
-    Ok(report(layer, tokens, &samples, cached))
+    Ok(report(layer, tokens, &samples, reader.is_some()))
 }
 
 pub(super) fn seconds<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
@@ -80,19 +80,19 @@ pub(super) fn seconds<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
 
 /// # Arguments
 ///
-/// - `cached` - whether caches keep the weights.
-fn sample(layer: &Layer<'_>, batch: &Tokens, probe: &mut Probe, cached: bool) -> Result<Sample> {
+/// - `reader` - reads from caches if these keep the weights.
+fn sample(
+    layer: &Layer<'_>,
+    batch: &Tokens,
+    probe: &mut Probe,
+    reader: Option<&mut Probe>,
+) -> Result<Sample> {
     let bytes = layer.weight_bytes(batch);
     let latency = seconds(|| Ok(probe.read(0)))?;
-    let read = match cached {
-        true => {
-            let mut probe = layer.probe_of(bytes)?;
-            // From memory into caches, and then from there.
-            probe.read(bytes);
-            probe.read(bytes)
-        }
-        // Leaves no weights in the caches, neither for the gate nor for the experts.
-        false => probe.read(bytes),
+    // From memory it leaves no weights in the caches, neither for the gate nor for the experts.
+    let read = match reader {
+        Some(reader) => reader.read(bytes),
+        None => probe.read(bytes),
     };
     let gate = seconds(|| layer.run_gate(batch))?;
     let peak = probe.peak(layer.arithmetic(), PEAK_TIME);

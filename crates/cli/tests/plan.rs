@@ -245,6 +245,34 @@ fn a_budget_in_bytes_is_one_in_slots() {
 }
 
 #[test]
+fn loads_count_by_the_speed_of_their_rank() {
+    let files = Files::new();
+    let load = files.write("load.csv", "8,8,4,4,4,4,4,4\n");
+    let plan = ["plan", "--load", &load, "--ranks", "3", "--slots", "12"];
+    let plan = [
+        &plan[..],
+        &["--strategy", "adaptive", "--set", "speeds=[2,1,1]"],
+    ]
+    .concat();
+    let report = json(&[&plan[..], &["--json"]].concat());
+    // 20 on the fast rank, 10 on each of the others.
+    let layer = &report["layers"][0];
+    assert!(layer["balancedness"].as_f64().unwrap() > 0.999, "{layer}");
+    assert_eq!(layer["balancedness_bound"], 1.0);
+    assert_eq!(report["speeds"], json!([2.0, 1.0, 1.0]));
+    assert!(
+        stdout(
+            &[
+                &plan[..],
+                &["--out", &files.path("p").display().to_string()]
+            ]
+            .concat()
+        )
+        .contains("relative speeds [2.0, 1.0, 1.0]")
+    );
+}
+
+#[test]
 fn settings_go_to_a_strategy_that_is_asked_for() {
     let files = Files::new();
     let load = files.write("load.csv", "1,2,3,4\n4,3,2,1\n");

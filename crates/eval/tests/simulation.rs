@@ -326,8 +326,8 @@ fn the_report_has_its_names() {
 struct Half;
 
 impl Certificate for Half {
-    fn balance_bound(&self, load: &[f64], slots_per_rank: &[usize]) -> Option<f64> {
-        assert_eq!((load.len(), slots_per_rank), (2, &[1, 1][..]));
+    fn balance_bound(&self, load: &[f64], slots: &[usize], speeds: &[f64]) -> Option<f64> {
+        assert_eq!((load.len(), slots, speeds), (2, &[1, 1][..], &[][..]));
         Some(0.75)
     }
 

@@ -269,6 +269,10 @@ fn nonsense_is_refused() {
         ),
         (ok().with_domains(0, 1).unwrap_err(), "domains is 0"),
         (
+            ok().with_domains(1_000_000_000, 1).unwrap_err(),
+            "each has its turn",
+        ),
+        (
             ok().with_domains(1, 0).unwrap_err(),
             "steps of a domain is 0",
         ),
@@ -309,7 +313,7 @@ proptest! {
         let mut workload = Workload::new(profile, experts, layers_, steps, tokens).unwrap()
             .with_drift(drift).unwrap()
             .with_seed(seed)
-            .with_domains(2, 2).unwrap()
+            .with_domains(2.min(steps), 1).unwrap()
             .with_flash_crowd(FlashCrowd::new(steps / 2, 1, drift).unwrap())
             .unwrap();
         if let Some(concentration) = concentration {

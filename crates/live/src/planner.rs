@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use moekit_placement::{
     LoadTrace, MigrationBudget, ModelPlacement, Placement, PlacementChange, PlacementError,
-    PlacementRequest, PlacementStrategy, Topology, balance::rank_loads, placement_in_group,
+    PlacementRequest, PlacementStrategy, Topology,
+    balance::{LayerBalance, rank_loads},
+    placement_in_group,
 };
 use moekit_routing::Rank;
 
@@ -98,7 +100,7 @@ impl Snapshot {
             let slots = PlacementChange::between(old, new).slots_received() as u64;
             let moved = slots * self.expert_bytes.get(l).copied().unwrap_or(0);
             let spared = match total.as_ref().and_then(|load| load.layer(l)) {
-                Some(load) => busiest(old, load)? - busiest(new, load)?,
+                Some(load) => self.busiest(old, load)? - self.busiest(new, load)?,
                 None => 0.0,
             };
             worth.push(spared / moved.max(1) as f64);
@@ -113,6 +115,11 @@ impl Snapshot {
             bytes,
             mandatory: self.mandatory,
         })
+    }
+
+    fn busiest(&self, placement: &Placement, load: &[f64]) -> Result<f64, PlacementError> {
+        let loads = rank_loads(placement, load)?;
+        Ok(LayerBalance::at_speeds(&loads, self.strategy.speeds()).max_load)
     }
 
     /// As many slots on every rank, at least those that are asked for in all.
@@ -147,10 +154,6 @@ impl Snapshot {
         });
         ModelPlacement::new(layers.collect::<Result<_, PlacementError>>()?)
     }
-}
-
-fn busiest(placement: &Placement, load: &[f64]) -> Result<f64, PlacementError> {
-    Ok(rank_loads(placement, load)?.into_iter().fold(0.0, f64::max))
 }
 
 #[cfg(test)]

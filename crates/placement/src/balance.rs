@@ -35,7 +35,30 @@ pub struct ModelBalance {
 impl LayerBalance {
     /// The balance of per-rank loads, `[R]`.
     pub fn of(rank_loads: &[f64]) -> Self {
-        let max_load = rank_loads.iter().copied().fold(0.0, f64::max);
+        Self::at_speeds(rank_loads, &[])
+    }
+
+    /// The balance of ranks of different speeds: a load counts as that which a rank of mean speed
+    /// would take as long for.
+    ///
+    /// ```
+    /// use moekit_placement::balance::LayerBalance;
+    ///
+    /// let balance = LayerBalance::at_speeds(&[6.0, 3.0], &[2.0, 1.0]);
+    /// assert_eq!((balance.max_load, balance.balancedness), (4.5, 1.0));
+    /// ```
+    ///
+    /// # Arguments
+    ///
+    /// - `rank_loads` - `[R]`.
+    /// - `speeds` - `[R]`, relative to each other; empty if all are alike.
+    pub fn at_speeds(rank_loads: &[f64], speeds: &[f64]) -> Self {
+        let mean_speed = mean_speed(speeds);
+        let times = rank_loads.iter().enumerate().map(|(rank, load)| {
+            let speed = speeds.get(rank).copied().unwrap_or(mean_speed);
+            load * (mean_speed / speed)
+        });
+        let max_load = times.fold(0.0, f64::max);
         let mean_load = rank_loads.iter().sum::<f64>() / rank_loads.len().max(1) as f64;
         Self::from_loads(mean_load, max_load)
     }
@@ -51,6 +74,14 @@ impl LayerBalance {
             max_load,
             mean_load,
         }
+    }
+}
+
+/// 1 if none is given.
+pub(crate) fn mean_speed(speeds: &[f64]) -> f64 {
+    match speeds {
+        [] => 1.0,
+        _ => speeds.iter().sum::<f64>() / speeds.len() as f64,
     }
 }
 
@@ -99,6 +130,19 @@ pub fn model_balance(
     placement: &ModelPlacement,
     load: &ExpertLoad,
 ) -> Result<ModelBalance, PlacementError> {
+    model_balance_at_speeds(placement, load, &[])
+}
+
+/// As [`model_balance`], of ranks of different speeds ([`LayerBalance::at_speeds`]).
+///
+/// # Errors
+///
+/// As [`model_balance`].
+pub fn model_balance_at_speeds(
+    placement: &ModelPlacement,
+    load: &ExpertLoad,
+    speeds: &[f64],
+) -> Result<ModelBalance, PlacementError> {
     if placement.num_layers() != load.num_layers() {
         return Err(PlacementError::Shape {
             what: "number of layers in the load".to_owned(),
@@ -110,7 +154,10 @@ pub fn model_balance(
         .layers()
         .iter()
         .zip(load.layers())
-        .map(|(layer, load)| Ok(LayerBalance::of(&rank_loads(layer, load)?)))
+        .map(|(layer, load)| {
+            let loads = rank_loads(layer, load)?;
+            Ok(LayerBalance::at_speeds(&loads, speeds))
+        })
         .collect::<Result<Vec<_>, PlacementError>>()?;
     let mean = layers.iter().map(|l| l.mean_load).sum();
     let max = layers.iter().map(|l| l.max_load).sum();

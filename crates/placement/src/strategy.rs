@@ -46,6 +46,12 @@ pub trait PlacementStrategy: Debug + Send + Sync {
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }
+
+    /// The relative speed of each rank that it plans for, `[R]`; empty if all are alike. Reports and
+    /// the gain of a plan weigh the load of a rank by it.
+    fn speeds(&self) -> &[f64] {
+        &[]
+    }
 }
 
 impl dyn PlacementStrategy + '_ {

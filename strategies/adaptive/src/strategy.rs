@@ -61,6 +61,10 @@ impl PlacementStrategy for Adaptive {
         capabilities.decides_slots = self.layer_budgets;
         capabilities
     }
+
+    fn speeds(&self) -> &[f64] {
+        &self.speeds
+    }
 }
 
 impl Adaptive {

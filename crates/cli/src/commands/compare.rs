@@ -4,7 +4,8 @@ use std::time::Instant;
 use clap::Args;
 use moekit::eval::{load_file, placement_file};
 use moekit::placement::{
-    ExpertLoad, MigrationBudget, ModelPlacement, PlacementRequest, linked_strategies,
+    ExpertLoad, MigrationBudget, ModelPlacement, PlacementRequest, PlacementStrategy,
+    linked_strategies,
 };
 use serde::{Deserialize, Serialize};
 
@@ -103,8 +104,9 @@ impl Compare {
         let mut outcomes = Vec::new();
         for name in names {
             match options.plan(&name, &request) {
-                Ok((plan, seconds)) => {
-                    let report = PlanReport::of(&name, &plan, &load, current.as_ref(), seconds)?;
+                Ok((strategy, plan, seconds)) => {
+                    let report =
+                        PlanReport::of(&*strategy, &plan, &load, current.as_ref(), seconds)?;
                     outcomes.push(Outcome::Plan(Box::new(report)));
                     plans.push((name, plan));
                 }
@@ -149,6 +151,9 @@ impl Report {
     }
 }
 
+/// A plan, whose it is, and the seconds that it took.
+type Planned = (Box<dyn PlacementStrategy>, ModelPlacement, f64);
+
 impl CompareOptions {
     fn names(&self) -> Result<Vec<String>> {
         let registry = linked_strategies()?;
@@ -163,11 +168,12 @@ impl CompareOptions {
         Ok(names)
     }
 
-    fn plan(&self, name: &str, request: &PlacementRequest<'_>) -> Result<(ModelPlacement, f64)> {
+    fn plan(&self, name: &str, request: &PlacementRequest<'_>) -> Result<Planned> {
         let strategy = self.shape.group.strategy_among(name)?;
         let start = Instant::now();
         let plan = strategy.plan(request)?;
-        Ok((plan, start.elapsed().as_secs_f64()))
+        let seconds = start.elapsed().as_secs_f64();
+        Ok((strategy, plan, seconds))
     }
 }
 

@@ -97,7 +97,7 @@ impl Plan {
         let plan = strategy.plan_within_budget(&request)?;
         let seconds = start.elapsed().as_secs_f64();
 
-        let report = PlanReport::of(strategy.name(), &plan, &load, current.as_ref(), seconds)?;
+        let report = PlanReport::of(&*strategy, &plan, &load, current.as_ref(), seconds)?;
         let migration = current
             .as_ref()
             .map(|current| {

@@ -1,8 +1,8 @@
 //! How good a plan is: what `plan` and `compare` tell.
 
-use moekit::placement::balance::{LayerBalance, ModelBalance, model_balance};
-use moekit::placement::bound::load_bound;
-use moekit::placement::{ExpertLoad, ModelPlacement, PlacementChange};
+use moekit::placement::balance::{LayerBalance, ModelBalance, model_balance_at_speeds};
+use moekit::placement::bound::load_bound_at_speeds;
+use moekit::placement::{ExpertLoad, ModelPlacement, PlacementChange, PlacementStrategy};
 use serde::Serialize;
 
 use crate::error::Result;
@@ -11,6 +11,9 @@ use crate::error::Result;
 #[derive(Serialize)]
 pub(super) struct PlanReport {
     pub(super) strategy: String,
+    /// Loads of ranks are weighed by their speed, if the strategy plans for several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    speeds: Vec<f64>,
     pub(super) num_layers: usize,
     pub(super) num_logical_experts: usize,
     pub(super) num_ranks: usize,
@@ -36,7 +39,7 @@ pub(super) struct Entry {
 
 impl PlanReport {
     pub(super) fn of(
-        strategy: &str,
+        strategy: &dyn PlacementStrategy,
         plan: &ModelPlacement,
         load: &ExpertLoad,
         current: Option<&ModelPlacement>,
@@ -46,7 +49,7 @@ impl PlanReport {
             aggregate,
             layers: balances,
             ..
-        } = model_balance(plan, load)?;
+        } = model_balance_at_speeds(plan, load, strategy.speeds())?;
         let mut layers = Vec::with_capacity(balances.len());
         let mut bound_max = 0.0;
         for (l, ((placement, balance), load)) in plan
@@ -56,7 +59,7 @@ impl PlanReport {
             .zip(load.layers())
             .enumerate()
         {
-            let bound = load_bound(load, &placement.slots_per_rank())?;
+            let bound = load_bound_at_speeds(load, &placement.slots_per_rank(), strategy.speeds())?;
             bound_max += bound.max_load;
             layers.push(Entry {
                 balance,
@@ -69,7 +72,8 @@ impl PlanReport {
             });
         }
         Ok(Self {
-            strategy: strategy.to_owned(),
+            strategy: strategy.name().to_owned(),
+            speeds: strategy.speeds().to_vec(),
             num_layers: plan.num_layers(),
             num_logical_experts: plan.num_logical_experts(),
             num_ranks: plan.num_ranks(),
@@ -101,6 +105,9 @@ impl PlanReport {
             ),
             format!("layer  {HEADER}"),
         ];
+        if !self.speeds.is_empty() {
+            lines.insert(1, format!("loads over relative speeds {:?}", self.speeds));
+        }
         for (l, entry) in self.layers.iter().enumerate() {
             lines.push(format!("{l:>5}  {}", entry.columns()));
         }

@@ -8,7 +8,7 @@ use moekit::eval::simulate::{
     WaterfillSplit,
 };
 use moekit::placement::balance::LayerBalance;
-use moekit::placement::bound::{load_bound, optimal_split};
+use moekit::placement::bound::{load_bound_at_speeds, optimal_split};
 use moekit::placement::{LoadTrace, PlacementChange, PlacementStrategy};
 use moekit::routing::{ReplicaSelector, RoutingTable};
 use serde::{Deserialize, Serialize};
@@ -87,8 +87,8 @@ struct Report<'a> {
 struct Bounds;
 
 impl Certificate for Bounds {
-    fn balance_bound(&self, load: &[f64], slots_per_rank: &[usize]) -> Option<f64> {
-        load_bound(load, slots_per_rank)
+    fn balance_bound(&self, load: &[f64], slots: &[usize], speeds: &[f64]) -> Option<f64> {
+        load_bound_at_speeds(load, slots, speeds)
             .ok()
             .map(|bound| bound.balancedness)
     }

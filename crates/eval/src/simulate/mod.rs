@@ -28,9 +28,9 @@ pub use split::{
 /// What is possible at best, for those who can compute it.
 pub trait Certificate: Debug {
     /// The largest balance that any placement of a layer's load `[E]` can have on ranks of these
-    /// slots `[R]`.
-    fn balance_bound(&self, load: &[f64], slots_per_rank: &[usize]) -> Option<f64> {
-        let _ = (load, slots_per_rank);
+    /// slots `[R]` and relative speeds, which are empty if all ranks are alike.
+    fn balance_bound(&self, load: &[f64], slots_per_rank: &[usize], speeds: &[f64]) -> Option<f64> {
+        let _ = (load, slots_per_rank, speeds);
         None
     }
 
@@ -190,7 +190,7 @@ impl<'a> Simulation<'a> {
         strategy: &(dyn PlacementStrategy + 'static),
         split: &mut dyn TokenSplit,
     ) -> Result<Simulated, EvalError> {
-        let mut run = Run::default();
+        let mut run = Run::at_speeds(strategy.speeds());
         for interval in 0..self.num_intervals() {
             self.plan(strategy, interval, &mut run)?;
             self.measure(split, interval, &mut run)?;
@@ -235,7 +235,9 @@ impl<'a> Simulation<'a> {
         for (layer, load) in placement.layers().iter().zip(load.layers()) {
             if run.plan.push(&balance::rank_loads(layer, load)?).is_some() {
                 let slots = layer.slots_per_rank();
-                let bound = self.certificate.and_then(|c| c.balance_bound(load, &slots));
+                let bound = self
+                    .certificate
+                    .and_then(|c| c.balance_bound(load, &slots, strategy.speeds()));
                 run.bounds.extend(bound);
             }
         }
@@ -289,8 +291,10 @@ impl<'a> Simulation<'a> {
                 run.split_seconds += slots.time.as_secs_f64();
                 run.splits += 1;
                 if let Some(max) = run.step.push(&ranks) {
+                    // The certificate is one of tokens, not of times.
                     let best = self
                         .certificate
+                        .filter(|_| run.alike)
                         .and_then(|c| c.smallest_maximum(table, counts));
                     run.gaps.extend(best.map(|best| 1.0 - best / max));
                 }
@@ -352,6 +356,8 @@ impl<'a> Simulation<'a> {
 /// What a run has gathered so far.
 #[derive(Debug, Default)]
 struct Run {
+    /// Whether all ranks have one speed.
+    alike: bool,
     placements: Vec<ModelPlacement>,
     plan_seconds: f64,
     slots_moved: usize,
@@ -369,6 +375,19 @@ struct Run {
     split_seconds: f64,
     splits: usize,
     rank_load: Vec<f64>,
+}
+
+impl Run {
+    fn at_speeds(speeds: &[f64]) -> Self {
+        let balances = || Balances::at_speeds(speeds);
+        Self {
+            alike: speeds.is_empty(),
+            plan: balances(),
+            next: balances(),
+            step: balances(),
+            ..Self::default()
+        }
+    }
 }
 
 fn checked_split(

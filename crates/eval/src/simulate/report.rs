@@ -78,15 +78,24 @@ pub struct AggregateBalance {
 /// Balances on their way to a mean.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Balances {
+    /// Of the ranks; empty if all are alike.
+    speeds: Vec<f64>,
     each: Vec<f64>,
     mean_load: f64,
     max_load: f64,
 }
 
 impl Balances {
+    pub(super) fn at_speeds(speeds: &[f64]) -> Self {
+        Self {
+            speeds: speeds.to_vec(),
+            ..Self::default()
+        }
+    }
+
     /// Adds a layer, unless it has no load. Returns its largest rank load.
     pub(super) fn push(&mut self, rank_loads: &[f64]) -> Option<f64> {
-        let balance = LayerBalance::of(rank_loads);
+        let balance = LayerBalance::at_speeds(rank_loads, &self.speeds);
         if balance.max_load <= 0.0 {
             return None;
         }

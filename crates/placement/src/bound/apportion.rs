@@ -3,6 +3,7 @@ use std::collections::BinaryHeap;
 
 use serde::Serialize;
 
+use crate::balance::mean_speed;
 use crate::{ExpertLoad, PlacementError};
 
 /// A lower bound of the largest rank load of a layer, and what follows for its balance.
@@ -46,6 +47,35 @@ pub struct LoadBound {
 ///
 /// If a load is not a finite number of tokens, or the slots do not hold all experts.
 pub fn load_bound(load: &[f64], slots_per_rank: &[usize]) -> Result<LoadBound, PlacementError> {
+    load_bound_at_speeds(load, slots_per_rank, &[])
+}
+
+/// As [`load_bound`], of ranks of different speeds: loads count as those that a rank of mean speed would take
+/// as long for ([`LayerBalance::at_speeds`](crate::balance::LayerBalance::at_speeds)).
+///
+/// The larger of the time that all ranks with slots need together and that of the largest replica on
+/// the fastest of them.
+///
+/// ```
+/// use moekit_placement::bound::load_bound_at_speeds;
+///
+/// let bound = load_bound_at_speeds(&[6.0, 2.0, 1.0], &[2, 2], &[2.0, 1.0])?;
+/// assert_eq!(bound.max_load, 4.5, "6 on the fast rank, 3 on the slow one");
+/// # Ok::<(), moekit_placement::PlacementError>(())
+/// ```
+///
+/// # Arguments
+///
+/// - `speeds` - `[R]`, relative to each other; empty if all are alike.
+///
+/// # Errors
+///
+/// As [`load_bound`].
+pub fn load_bound_at_speeds(
+    load: &[f64],
+    slots_per_rank: &[usize],
+    speeds: &[f64],
+) -> Result<LoadBound, PlacementError> {
     ExpertLoad::from_rows(&[load])?;
     let num_slots = slots_per_rank
         .iter()
@@ -56,10 +86,16 @@ pub fn load_bound(load: &[f64], slots_per_rank: &[usize]) -> Result<LoadBound, P
             num_experts: load.len(),
         });
     }
-    let ranks = slots_per_rank.iter().filter(|&&slots| slots > 0).count();
+    let mean_speed = mean_speed(speeds);
+    let live = (0..slots_per_rank.len()).filter(|&rank| slots_per_rank[rank] > 0);
+    let live_speeds = live.map(|rank| speeds.get(rank).copied().unwrap_or(mean_speed));
+    let (ranks, speed, fastest) = live_speeds.fold((0, 0.0, 0.0_f64), |(n, sum, most), speed| {
+        (n + 1, sum + speed, most.max(speed))
+    });
     let total: f64 = load.iter().sum();
-    let per_rank = total / ranks as f64;
-    let max_load = per_rank.max(largest_replica(load, num_slots - load.len(), ranks));
+    let together = total / (speed / mean_speed);
+    let alone = largest_replica(load, num_slots - load.len(), ranks) / (fastest / mean_speed);
+    let max_load = together.max(alone);
     let mean = total / slots_per_rank.len() as f64;
     Ok(LoadBound {
         max_load,

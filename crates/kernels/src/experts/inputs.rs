@@ -36,11 +36,11 @@ impl InputPlan {
     /// # Arguments
     ///
     /// - `experts` - those that have rows.
-    pub(super) fn new(experts: &[Option<MlpView<'_>>], batch: &ExpertBatch<'_>, isa: Isa) -> Self {
+    pub(super) fn new(experts: &[Option<MlpView<'_>>], batch: &ExpertBatch<'_>) -> Self {
         let mode = batch.activation_quant();
         let quant = |linear: &LinearView<'_>| {
             let quant = mode.input_quant(linear.input_quant)?;
-            Some((quant, linear_input(linear, false, Some(quant), isa)))
+            Some((quant, linear_input(linear, false, Some(quant))))
         };
         let schemes = |e: &MlpView<'_>| [e.gate.as_ref().and_then(quant), quant(&e.up)];
         let mut plan = Self::default();
@@ -115,7 +115,7 @@ impl InputPlan {
                         let units = bytemuck::cast_slice_mut(&mut out[..units]);
                         let op = Quantize { quant: planned.quant, values: &values, units };
                         // SAFETY: the instruction set is an available one.
-                        unsafe { isa.dispatch_codes(op) };
+                        unsafe { isa.dispatch(op) };
                     }
                     _ => planned.quant.apply(out),
                 }

@@ -74,9 +74,9 @@ impl<'a> Job<'a> {
         let used = used.filter_map(|(expert, view)| Some((expert, view.as_ref()?)));
         check_experts(used, batch.hidden_size(), activation)?;
         let isa = kernel.isa()?;
-        let inputs = InputPlan::new(&views, batch, isa);
+        let inputs = InputPlan::new(&views, batch);
         let narrow = matches!(batch.hidden(), Rows::Bf16(_));
-        let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant(), isa);
+        let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant());
         let mlps: Vec<MlpPlan<'_>> = views.iter().flatten().map(plan).collect();
         let chunks: Vec<Chunk> = grouped.experts().enumerate().flat_map(chunks_of).collect();
         let most = |of: fn(&MlpPlan<'_>) -> usize| mlps.iter().map(of).max().unwrap_or(0);

@@ -35,11 +35,11 @@ impl<'a> LinearPlan<'a> {
     /// # Arguments
     ///
     /// - `narrow` - whether activations are in bf16.
-    fn new(linear: &LinearView<'a>, narrow: bool, mode: ActivationQuantMode, isa: Isa) -> Self {
+    fn new(linear: &LinearView<'a>, narrow: bool, mode: ActivationQuantMode) -> Self {
         let quant = mode.input_quant(linear.input_quant);
-        let input = linear_input(linear, narrow, quant, isa);
+        let input = linear_input(linear, narrow, quant);
         let direct = match linear.weight {
-            WeightView::Prepared(matrix) => direct(matrix, input, isa),
+            WeightView::Prepared(matrix) => direct(matrix, input),
             WeightView::Packed(_) => None,
         };
         let [rows, cols] = linear.weight.shape();
@@ -128,10 +128,9 @@ pub(super) fn linear_input(
     linear: &LinearView<'_>,
     narrow: bool,
     quant: Option<ActivationQuant>,
-    isa: Isa,
 ) -> Input {
     match linear.weight {
-        WeightView::Prepared(matrix) => input(matrix, narrow, quant, isa),
+        WeightView::Prepared(matrix) => input(matrix, narrow, quant),
         WeightView::Packed(_) => Input::F32,
     }
 }
@@ -144,13 +143,8 @@ pub(super) struct MlpPlan<'a> {
 }
 
 impl<'a> MlpPlan<'a> {
-    pub(super) fn new(
-        mlp: &MlpView<'a>,
-        narrow: bool,
-        mode: ActivationQuantMode,
-        isa: Isa,
-    ) -> Self {
-        let plan = |linear: &LinearView<'a>| LinearPlan::new(linear, narrow, mode, isa);
+    pub(super) fn new(mlp: &MlpView<'a>, narrow: bool, mode: ActivationQuantMode) -> Self {
+        let plan = |linear: &LinearView<'a>| LinearPlan::new(linear, narrow, mode);
         Self {
             gate: mlp.gate.as_ref().map(plan),
             up: plan(&mlp.up),

@@ -264,7 +264,7 @@ impl<'a> Work<'a> {
                     units,
                 };
                 // SAFETY: `CpuKernel::isa` gives what the machine has.
-                unsafe { self.job.isa.dispatch_codes(op) };
+                unsafe { self.job.isa.dispatch(op) };
             } else {
                 let out = &mut out[..values.len()];
                 out.copy_from_slice(values);

@@ -140,18 +140,17 @@ pub(crate) fn input(
     matrix: &PreparedMatrix,
     narrow: bool,
     quant: Option<ActivationQuant>,
-    isa: Isa,
 ) -> Input {
     let layout = matrix.layout();
     match quant {
-        Some(quant) if isa.decodes_in_registers() && int8::multiplies(layout, quant) => Input::Int8,
-        None if narrow && direct(matrix, Input::Bf16, isa).is_some() => Input::Bf16,
+        Some(quant) if int8::multiplies(layout, quant) => Input::Int8,
+        None if narrow && direct(matrix, Input::Bf16).is_some() => Input::Bf16,
         _ => Input::F32,
     }
 }
 
 /// The loop over panels of a matrix, `None` if its weights must be widened first.
-pub(crate) fn direct(matrix: &PreparedMatrix, input: Input, isa: Isa) -> Option<Direct> {
+pub(crate) fn direct(matrix: &PreparedMatrix, input: Input) -> Option<Direct> {
     let layout = matrix.layout();
     if layout.is_plain() {
         match (layout.codes, input) {
@@ -163,9 +162,6 @@ pub(crate) fn direct(matrix: &PreparedMatrix, input: Input, isa: Isa) -> Option<
         }
     }
     let grouping = layout.grouping(scaled::FEATURES)?;
-    if !isa.decodes_in_registers() {
-        return None;
-    }
     if input == Input::Int8 {
         return Some(Direct {
             tile: int8::multiply,

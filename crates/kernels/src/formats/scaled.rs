@@ -134,8 +134,8 @@ impl Scaling {
 macro_rules! by_shape {
     ($isa:expr, $shape:expr, $op:expr, $($rows:literal)+, $($pairs:literal)*) => {
         match $shape {
-            $((1, $rows) => $isa.dispatch_codes(Shaped::<_, $rows, 1>($op)),)+
-            $((2, $pairs) => $isa.dispatch_codes(Shaped::<_, $pairs, 2>($op)),)*
+            $((1, $rows) => $isa.dispatch(Shaped::<_, $rows, 1>($op)),)+
+            $((2, $pairs) => $isa.dispatch(Shaped::<_, $pairs, 2>($op)),)*
             shape => unreachable!("no tile has this shape: {shape:?}"),
         }
     };
@@ -294,6 +294,9 @@ unsafe fn add_products<
     stride: usize,
     mut out: *mut u8,
 ) {
+    if ROWS * PANELS > S::MAX_ROWS {
+        unreachable!("no tile of the instruction set has so many rows");
+    }
     let held = ROWS * PANELS <= HELD;
     let mut prefetch = tile.prefetch;
     let Scaling {

@@ -85,7 +85,7 @@ impl Layout {
             out,
         };
         // SAFETY: the instruction set is an available one.
-        unsafe { isa.dispatch_codes(op) };
+        unsafe { isa.dispatch(op) };
     }
 
     /// Writes what takes the nibbles of a panel to `16 + value - zero point`, in all bytes of a
@@ -118,7 +118,7 @@ impl Layout {
             out,
         };
         // SAFETY: the instruction set is an available one.
-        unsafe { isa.dispatch_codes(op) };
+        unsafe { isa.dispatch(op) };
     }
 
     /// Whether nibbles less their zero points are integers from -16 to 15.

@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::codes::Table;
 use super::portable::Portable;
-use super::{Op, Simd};
+use super::{Op, Simd, avx2_codes};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
@@ -171,6 +172,49 @@ impl Simd for Avx2 {
     unsafe fn store_pairs(to: *mut u32, values: F) {
         // SAFETY: the caller's promise of room for 16 pairs. Four vectors are 32 values.
         unsafe { Portable::store_pairs(to, transmute::<F, [f32; 32]>(values)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(from: *const u8) -> [__m256i; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { avx2_codes::load_e4m3(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles<const HALF: usize>(from: *const u8, table: &Table) -> [__m256i; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { avx2_codes::load_nibbles::<HALF>(from, table) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_above<const HALF: usize>(
+        from: *const u8,
+        above: [__m256i; 4],
+        table: &Table,
+    ) -> [__m256i; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { avx2_codes::load_nibbles_above::<HALF>(from, above, table) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_quads<const HALF: usize>(from: *const u8) -> [__m256i; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { avx2_codes::load_quads::<HALF>(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_quads(quads: *const u8, by: u32, sums: F) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { avx2_codes::add_quads(quads, by, sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_integers(mut integers: F) -> F {
+        for integers in &mut integers {
+            // SAFETY: the caller's promise of the instructions.
+            *integers = unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(*integers)) };
+        }
+        integers
     }
 
     #[inline(always)]

@@ -5,9 +5,9 @@ use std::mem::transmute;
 
 use moekit_quant::ScaleFormat;
 
-use super::codes::{self, Table};
+use super::codes::Table;
 use super::portable::Portable;
-use super::{LANES, Op, Simd, avx512_codes};
+use super::{Op, Simd, avx512_codes};
 
 /// With BF16 (and VNNI and VBMI, which the instruction set of that name has) or without.
 #[derive(Clone, Copy)]
@@ -198,7 +198,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe {
             match BF16 {
                 true => avx512_codes::load_e4m3(from),
-                false => codes::pairs::<Self>(codes::e4m3_pairs(from)),
+                false => avx512_codes::load_e4m3_words(from),
             }
         }
     }
@@ -243,10 +243,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe {
             match BF16 {
                 true => avx512_codes::add_quads(quads, by, sums),
-                false => {
-                    let sums = transmute::<F, [f32; LANES]>(sums);
-                    Self::load(codes::add_quads(quads, by, sums).as_ptr())
-                }
+                false => avx512_codes::add_quads_words(quads, by, sums),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Codes of few bits as bf16, with the byte permutations of VBMI.
+//! Codes of few bits as bf16, with permutations: of words, and of bytes where VBMI has them.
 
 use std::arch::x86_64::*;
 
@@ -29,7 +29,7 @@ static E4M3: [Bytes; 2] = {
 ///
 /// # Safety
 ///
-/// The machine has AVX-512 with VBMI and VNNI; pointers hold what is read.
+/// The machine has AVX-512 F and BW, and VBMI for this function; pointers hold what is read.
 #[inline(always)]
 pub(super) unsafe fn load_e4m3(from: *const u8) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
@@ -44,6 +44,54 @@ pub(super) unsafe fn load_e4m3(from: *const u8) -> [__m512i; 2] {
             _mm512_unpacklo_epi8(low, high),
             _mm512_unpackhi_epi8(low, high),
         ]
+    }
+}
+
+/// The bf16 of the E4M3 codes below 32, of which the first 8 are subnormal.
+static SMALL: Table = {
+    let mut table = [0; 32];
+    let mut code = 0;
+    while code < 32 {
+        table[code] = codes::e4m3(code as u8);
+        code += 1;
+    }
+    Table(table)
+};
+
+/// [`load_e4m3`] without VBMI.
+///
+/// # Safety
+///
+/// As [`load_e4m3`], but for VBMI.
+#[inline(always)]
+pub(super) unsafe fn load_e4m3_words(from: *const u8) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (codes, zero) = (_mm512_loadu_si512(from.cast()), _mm512_setzero_si512());
+        [
+            e4m3_of_words(_mm512_unpacklo_epi8(codes, zero)),
+            e4m3_of_words(_mm512_unpackhi_epi8(codes, zero)),
+        ]
+    }
+}
+
+/// Exponent and mantissa moved to their places, except those of subnormal numbers, and of NaN.
+#[inline(always)]
+unsafe fn e4m3_of_words(codes: __m512i) -> __m512i {
+    // SAFETY: the caller's promise; the table is a vector long.
+    unsafe {
+        let nan = _mm512_set1_epi16(0x7f);
+        let size = _mm512_and_si512(codes, nan);
+        let rebias = _mm512_set1_epi16((127 - 7) << 7);
+        let value = _mm512_add_epi16(_mm512_slli_epi16::<4>(size), rebias);
+        let is_small = _mm512_cmplt_epi16_mask(size, _mm512_set1_epi16(8));
+        let small = _mm512_load_si512(SMALL.0.as_ptr().cast());
+        let value = _mm512_mask_permutexvar_epi16(value, is_small, size, small);
+        let is_nan = _mm512_cmpeq_epi16_mask(size, nan);
+        let value = _mm512_mask_blend_epi16(is_nan, value, _mm512_set1_epi16(0x7fc0));
+        // value | (codes << 8 & 0x8000)
+        let sign = _mm512_set1_epi16(i16::MIN);
+        _mm512_ternarylogic_epi32::<0xf8>(value, _mm512_slli_epi16::<8>(codes), sign)
     }
 }
 
@@ -275,5 +323,34 @@ pub(super) unsafe fn add_quads(quads: *const u8, by: u32, sums: [__m512; 2]) -> 
         let first = _mm512_dpbusd_epi32(first, _mm512_loadu_si512(quads), by);
         let second = _mm512_dpbusd_epi32(second, _mm512_loadu_si512(quads.add(1)), by);
         [_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)]
+    }
+}
+
+/// [`add_quads`] without VNNI, by products of words: those of bytes may be more than a word holds.
+///
+/// # Safety
+///
+/// As [`load_e4m3_words`].
+#[inline(always)]
+pub(super) unsafe fn add_quads_words(
+    quads: *const u8,
+    by: u32,
+    mut sums: [__m512; 2],
+) -> [__m512; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let by = _mm512_set1_epi32(by.cast_signed());
+        let by_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(by));
+        let by_odd = _mm512_srai_epi16::<8>(by);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let quads = _mm512_loadu_si512(quads.cast::<__m512i>().add(i));
+            let even = _mm512_and_si512(quads, _mm512_set1_epi16(0xff));
+            let odd = _mm512_srli_epi16::<8>(quads);
+            let even = _mm512_madd_epi16(even, by_even);
+            let odd = _mm512_madd_epi16(odd, by_odd);
+            let integers = _mm512_add_epi32(_mm512_castps_si512(*sum), even);
+            *sum = _mm512_castsi512_ps(_mm512_add_epi32(integers, odd));
+        }
+        sums
     }
 }

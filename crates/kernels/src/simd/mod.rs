@@ -8,6 +8,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_codes;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_codes;
@@ -195,28 +197,6 @@ impl Isa {
                 _ => op.run::<Portable>(),
             }
         }
-    }
-
-    /// [`Isa::dispatch`] for what runs only where [`Isa::decodes_in_registers`].
-    ///
-    /// # Safety
-    ///
-    /// As [`Isa::dispatch`].
-    #[inline]
-    pub(crate) unsafe fn dispatch_codes<O: Op>(self, op: O) -> O::Output {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self {
-                #[cfg(target_arch = "x86_64")]
-                Self::Avx512Bf16 => avx512::run_bf16(op),
-                _ => op.run::<Portable>(),
-            }
-        }
-    }
-
-    /// Whether it turns codes into bf16 in registers: those that do not widen to `f32` first.
-    pub(crate) fn decodes_in_registers(self) -> bool {
-        matches!(self, Self::Portable | Self::Avx512Bf16)
     }
 
     /// Most rows of a tile.

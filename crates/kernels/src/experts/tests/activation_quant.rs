@@ -355,7 +355,7 @@ fn equal_inputs_are_quantized_once() {
             .with_activation_quant(ActivationQuantMode::Emulate);
         let experts = ExpertSet::from(experts);
         let experts: Vec<_> = (0..experts.len()).map(|e| Some(experts.mlp(e))).collect();
-        InputPlan::new(&experts, &batch, Isa::Portable).len()
+        InputPlan::new(&experts, &batch).len()
     };
     let per_token = |format| Some(ActivationQuant::PerToken { format });
     let alike = with_schemes(&plain, |_, _| per_token(F8));

@@ -39,6 +39,21 @@ impl Op for Finish<'_> {
     }
 }
 
+/// Asks for the cache lines of some values.
+pub(super) struct AskFor<'a>(pub(super) &'a [f32]);
+
+impl Op for AskFor<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for line in self.0.chunks(64 / size_of::<f32>()) {
+            // SAFETY: the caller's promise; any address may be asked for.
+            unsafe { S::prefetch(line.as_ptr().cast()) };
+        }
+    }
+}
+
 /// Adds up the terms of a row, in order.
 pub(super) struct Sum<'a, T> {
     /// Some columns of each term, padded to a multiple of 32.

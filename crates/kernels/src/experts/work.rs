@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::activate::Activate;
-use super::finish::{Finish, Sum};
+use super::finish::{AskFor, Finish, Sum};
 use super::job::{Chunk, Job, Outputs};
 use super::memory::{Scratch, Shared};
 use super::multiply::{Panels, Part, multiply};
@@ -281,6 +281,7 @@ impl<'a> Work<'a> {
     /// Some columns of w2.
     fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, '_>) {
         let (chunk, mlp, tiles) = self.chunk(task);
+        self.ask_for_outputs(chunk, task.index);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
         // SAFETY: the steps that write these are done.
@@ -304,23 +305,42 @@ impl<'a> Work<'a> {
         self.finish(chunk, panels, task.index, scratch.sums);
     }
 
-    /// Puts the outputs of a task of w2 where they belong.
-    fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, task: usize, sums: &[f32]) {
-        let bias = biases(panels);
+    /// Where the outputs of a row of a task of w2 belong.
+    ///
+    /// # Safety
+    ///
+    /// No one else uses them meanwhile: the task has been claimed, and one row is taken at a time.
+    unsafe fn output(&self, chunk: &Chunk, task: usize, row: usize, slot: usize) -> &'a mut [f32] {
         let hidden_size = self.job.batch.hidden_size();
         let column = task * SUMS;
         let columns = (hidden_size - column).min(SUMS);
+        let (buffer, start) = match self.job.outputs {
+            Outputs::Slots => (&self.out, slot * hidden_size),
+            Outputs::Terms => (&self.terms, (chunk.start + row) * self.job.terms_width()),
+        };
+        // SAFETY: the caller's promise; these columns of this slot are those of this task alone.
+        unsafe { buffer.part_mut(start + column, columns) }
+    }
+
+    /// Asks for the cache lines that [`Self::finish`] writes: each row has its own, too far apart
+    /// for the processor to see them coming.
+    fn ask_for_outputs(&self, chunk: &Chunk, task: usize) {
+        if chunk.rows <= self.job.isa.max_rows_of_two() {
+            return;
+        }
         for (row, &slot) in self.slots(chunk).iter().enumerate() {
-            let start = match self.job.outputs {
-                Outputs::Slots => slot * hidden_size,
-                Outputs::Terms => (chunk.start + row) * self.job.terms_width(),
-            };
-            let buffer = match self.job.outputs {
-                Outputs::Slots => &self.out,
-                Outputs::Terms => &self.terms,
-            };
-            // SAFETY: these columns of this slot are those of this task alone.
-            let out = unsafe { buffer.part_mut(start + column, columns) };
+            // SAFETY: the task is that of this thread; `CpuKernel::isa` gives what the machine has.
+            unsafe {
+                let out = self.output(chunk, task, row, slot);
+                self.job.isa.dispatch(AskFor(out));
+            }
+        }
+    }
+
+    /// Puts the outputs of a task of w2 where they belong.
+    fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, task: usize, sums: &[f32]) {
+        let bias = biases(panels);
+        for (row, &slot) in self.slots(chunk).iter().enumerate() {
             let op = Finish {
                 sums: &sums[row * SUMS..][..SUMS],
                 bias: &bias,
@@ -328,7 +348,8 @@ impl<'a> Work<'a> {
                     RouterWeight::OnOutput => self.job.batch.weights()[slot],
                     RouterWeight::OnInput => 1.0,
                 },
-                out,
+                // SAFETY: the task is that of this thread.
+                out: unsafe { self.output(chunk, task, row, slot) },
             };
             // SAFETY: `CpuKernel::isa` gives what the machine has.
             unsafe { self.job.isa.dispatch(op) };
@@ -344,13 +365,22 @@ impl<'a> Work<'a> {
         let column = task % parts * SUM_COLUMNS;
         let columns = (hidden_size - column).min(SUM_COLUMNS);
         let first = task / parts * SUM_ROWS;
-        for row in first..batch.num_rows().min(first + SUM_ROWS) {
+        let len = columns.next_multiple_of(LANES);
+        let terms = |row: usize| {
             let positions = self.positions[row * top_k..(row + 1) * top_k].iter();
-            let terms = positions.flatten().map(|at| {
-                let len = columns.next_multiple_of(LANES);
-                // SAFETY: the step that writes terms is done.
-                unsafe { self.terms.part(at * width + column, len) }
-            });
+            // SAFETY: the step that writes terms is done.
+            let part = move |at: &usize| unsafe { self.terms.part(at * width + column, len) };
+            positions.flatten().map(part)
+        };
+        let end = batch.num_rows().min(first + SUM_ROWS);
+        for row in first..end {
+            if row + 1 < end {
+                for term in terms(row + 1) {
+                    // SAFETY: `CpuKernel::isa` gives what the machine has.
+                    unsafe { self.job.isa.dispatch(AskFor(term)) };
+                }
+            }
+            let terms = terms(row);
             // SAFETY: these columns of this row are those of this task alone.
             let out = unsafe { self.out.part_mut(row * hidden_size + column, columns) };
             // SAFETY: `CpuKernel::isa` gives what the machine has.

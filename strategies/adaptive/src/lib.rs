@@ -12,6 +12,7 @@ mod apportion;
 mod baseline;
 mod budget;
 mod exchange;
+mod heavy;
 mod homes;
 mod lanes;
 mod layers;

@@ -3,6 +3,7 @@
 use crate::apportion::{Apportionment, apportion, apportion_with_reserve};
 use crate::baseline::Hierarchy;
 use crate::exchange::{Tabu, best_exchange};
+use crate::heavy::{Beam, fill_ranks, steps_to_the_end};
 use crate::homes::{bring_home, home_nodes};
 use crate::layout::Layout;
 use crate::order::{self, longest_first};
@@ -37,8 +38,8 @@ pub(crate) struct Layer<'a> {
     pub(crate) baseline: Option<Hierarchy>,
 }
 
-/// The parts of the spare slots that the starts hold back.
-const RESERVES: [f64; 4] = [0.0, 0.125, 0.25, 0.5];
+/// The parts of the spare slots that starts hold back.
+const RESERVES: [f64; 3] = [0.125, 0.25, 0.5];
 /// The part of what is above the target that counts as an improvement.
 const LEAST_PROGRESS: f64 = 0.05;
 /// As many times longer is searched for a plan without experts twice on a rank that is as good as one
@@ -46,6 +47,12 @@ const LEAST_PROGRESS: f64 = 0.05;
 const MORE_PATIENCE: usize = 16;
 /// How far above the target swaps of single experts may end and be tried once more.
 const NEARLY: f64 = 0.005;
+/// As much more work goes into filling ranks with heavy pieces, each time.
+const HEAVY_WORK: usize = 8;
+/// How often that is tried between the target and what is known.
+const HALVINGS: usize = 4;
+/// Steps of a way to the end up to which it is tried for the last half percent, too.
+const CHEAP: usize = 10_000;
 /// How often what may be given up to connect ranks is doubled if it does not suffice.
 const WIDENINGS: usize = 3;
 /// Busiest ranks whose swaps are looked at before an exchange is.
@@ -82,20 +89,8 @@ impl<'a> Layer<'a> {
 
         let mut work = Work::new(effort.work);
         let mut best = search.from(&given, &order, &mut work);
-        for reserve in &RESERVES[1..] {
-            let reserve = ((num_slots - load.len()) as f64 * reserve) as usize;
-            let enough = best.largest() <= target || effort.patience == 0;
-            if enough || reserve == 0 || work.is_done() {
-                continue;
-            }
-            let given = apportion_with_reserve(&load, &sorted, num_slots, live, reserve);
-            if given.extras.len() + load.len() == num_slots {
-                let order = longest_first(&load, &sorted, &given);
-                let other = search.from(&given, &order, &mut work);
-                if other.largest() < best.largest() {
-                    best = other;
-                }
-            }
+        if best.largest() > target && effort.patience > 0 {
+            best = search.other_starts(best, &load, &sorted, &mut work);
         }
         if let Some(baseline) = baseline.filter(|_| best.largest() > limit) {
             best = search.not_below(best, baseline);
@@ -113,6 +108,21 @@ impl<'a> Layer<'a> {
             patience: 0,
             ..*effort
         })
+    }
+
+    /// Where a search from a layout gets, at the latest when no rank is above the target.
+    pub(crate) fn search_on(&self, slots: &[u32], target: f64, effort: &Effort) -> Layout<'a> {
+        let homes = self.homes();
+        let search = Search {
+            layer: self,
+            effort,
+            homes: homes.as_deref(),
+            bound: target,
+            target,
+        };
+        let mut layout = Layout::new(self.ranks, self.weights, slots.to_vec());
+        search.go_on(&mut layout, &mut Work::new(effort.work));
+        layout
     }
 
     fn homes(&self) -> Option<Vec<u32>> {
@@ -163,6 +173,81 @@ impl<'a> Search<'_, 'a> {
         layout
     }
 
+    /// The best layout of all starts but the first, if it is better than that of the first.
+    fn other_starts(
+        &self,
+        first: Layout<'a>,
+        load: &[f32],
+        sorted: &[u64],
+        work: &mut Work,
+    ) -> Layout<'a> {
+        let ranks = self.layer.ranks;
+        let (num_slots, live) = (ranks.num_slots(), ranks.live().count());
+        let mut best = first;
+        if self.homes.is_none() {
+            let order: Vec<u32> = sorted.iter().map(|&key| order::index_of(key)).collect();
+            let other = self.heavy_start(&order, best.largest());
+            if let Some(other) = other.filter(|other| other.largest() < best.largest()) {
+                best = other;
+            }
+        }
+        for reserve in RESERVES {
+            let reserve = ((num_slots - load.len()) as f64 * reserve) as usize;
+            if best.largest() <= self.target || reserve == 0 || work.is_done() {
+                continue;
+            }
+            let given = apportion_with_reserve(load, sorted, num_slots, live, reserve);
+            if given.extras.len() + load.len() == num_slots {
+                let order = longest_first(load, sorted, &given);
+                let other = self.from(&given, &order, work);
+                if other.largest() < best.largest() {
+                    best = other;
+                }
+            }
+        }
+        best
+    }
+
+    /// The best layout on the way from heavy experts whose pieces fill ranks up to some load: the target,
+    /// and if that fails what lies between it and the largest load so far, halved a few times.
+    fn heavy_start(&self, order: &[u32], largest: f64) -> Option<Layout<'a>> {
+        let (ranks, weights) = (self.layer.ranks, self.layer.weights);
+        let is_cheap = steps_to_the_end(weights, ranks, self.target) <= CHEAP;
+        if !is_cheap && largest <= self.target * (1.0 + NEARLY) {
+            return None;
+        }
+        let mut best: Option<Layout<'a>> = None;
+        let (mut low, mut high) = (self.target, largest);
+        let mut fill = |limit: f64, beam: Beam| {
+            let mut more = Work::new(HEAVY_WORK * self.effort.work);
+            let Some(slots) = fill_ranks(weights, order, ranks, limit, beam, &mut more) else {
+                return f64::INFINITY;
+            };
+            let mut layout = Layout::new(ranks, weights, slots);
+            self.go_on(&mut layout, &mut Work::new(self.effort.work));
+            let reached = layout.largest();
+            if best.as_ref().is_none_or(|best| reached < best.largest()) {
+                best = Some(layout);
+            }
+            reached
+        };
+        if is_cheap {
+            high = fill(low, Beam::WIDE).min(high);
+        }
+        for _ in 0..HALVINGS {
+            if high <= low * (1.0 + self.effort.tolerance) {
+                break;
+            }
+            let limit = low + (high - low) / 2.0;
+            let reached = fill(limit, Beam::NARROW);
+            high = reached.min(high);
+            if reached > limit {
+                low = limit;
+            }
+        }
+        best
+    }
+
     /// The layout from which swaps start.
     fn start(&self, given: &Apportionment, order: &[u32]) -> (Layout<'a>, Descent) {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
@@ -189,6 +274,13 @@ impl<'a> Search<'_, 'a> {
         (layout, descent)
     }
 
+    /// Improves a layout of which nothing is known.
+    fn go_on(&self, layout: &mut Layout<'a>, work: &mut Work) {
+        let slots = (0..layout.slots().len() as u32).collect();
+        let descent = Descent::new(layout, slots);
+        self.improve(layout, descent, work);
+    }
+
     fn improve(&self, layout: &mut Layout<'a>, mut descent: Descent, work: &mut Work) {
         let links = [Links::Kept, Links::Free];
         if !self.swap(layout, &mut descent, &links, Choice::First, work) {
@@ -212,9 +304,7 @@ impl<'a> Search<'_, 'a> {
         };
         let mut work = Work::new(self.effort.work);
         for mut layout in [repaired, best.clone()] {
-            let slots = (0..layout.slots().len() as u32).collect();
-            let descent = Descent::new(&layout, slots);
-            patient.improve(&mut layout, descent, &mut work);
+            patient.go_on(&mut layout, &mut work);
             if layout.largest() <= limit {
                 return layout;
             }

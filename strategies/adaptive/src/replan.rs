@@ -113,6 +113,11 @@ pub(crate) fn renumbered(ranks: &Ranks, slots: &[u32], current: &Placement) -> V
     renumbered
 }
 
+/// Experts that reach a rank which did not hold them.
+pub(crate) fn arrivals(layout: &Layout<'_>, current: &Placement) -> usize {
+    Held::of(current, layout.ranks).arrivals(layout)
+}
+
 /// What each rank held, in ascending order.
 struct Held(Vec<Vec<u32>>);
 

@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::order;
 use crate::plan::{Effort, Layer, single_precision};
 use crate::ranks::Ranks;
-use crate::replan::{Goal, Stop, renumbered, way};
+use crate::replan::{Goal, Stop, arrivals, renumbered, way};
 use crate::settings::{Adaptive, NAME, Recovery};
 use crate::surplus;
 use crate::weights::weights;
@@ -107,13 +107,7 @@ impl Adaptive {
         ranks: &'a Ranks,
         weights: &'a [f64],
     ) -> Layout<'a> {
-        let layer = Layer {
-            ranks,
-            weights,
-            num_groups: request.num_expert_groups(),
-            baseline: baseline(request, ranks),
-        };
-        layer.plan(&self.effort())
+        layer(request, ranks, weights).plan(&self.effort())
     }
 
     /// All layers from the placement in force.
@@ -161,8 +155,8 @@ impl Adaptive {
         }
     }
 
-    /// If few moves do not lead to what is enough and many are allowed: a plan from nothing, if it is
-    /// better.
+    /// If few moves do not lead to what is enough and many are allowed: where the search gets from there,
+    /// uphill too, or else a plan from nothing, if it is better.
     fn anew(
         &self,
         request: &PlacementRequest<'_>,
@@ -173,7 +167,24 @@ impl Adaptive {
         way: &[Stop],
     ) -> Option<Stop> {
         let last = way.last().filter(|last| last.largest > goal.enough)?;
-        let layout = self.plan(request, ranks, weights);
+        let effort = self.effort();
+        let layer = layer(request, ranks, weights);
+        let parts = (0..=SEARCHED_FROM).map(|part| (way.len() - 1) * part / SEARCHED_FROM);
+        let mut searched_from: Vec<usize> = parts.collect();
+        searched_from.dedup();
+        let searched = searched_from
+            .into_iter()
+            .map(|stop| layer.search_on(&way[stop].slots, goal.enough, &effort))
+            .filter(|layout| layout.largest() <= goal.enough)
+            .map(|layout| Stop {
+                moved: arrivals(&layout, current),
+                largest: layout.largest(),
+                slots: layout.into_slots(),
+            });
+        if let Some(stop) = searched.min_by_key(|stop| stop.moved) {
+            return Some(stop);
+        }
+        let layout = layer.plan(&effort);
         let largest = layout.largest();
         if last.largest - largest <= self.replan.min_gain * last.largest {
             return None;
@@ -191,6 +202,9 @@ impl Adaptive {
     }
 }
 
+/// In as many parts the way of few moves is cut; the search goes on from their ends.
+const SEARCHED_FROM: usize = 4;
+
 /// The first step of all ways brings `slots` experts, more than the budget.
 fn too_small(budget: MigrationBudget, slots: u64) -> PlacementError {
     match budget {
@@ -204,6 +218,15 @@ fn too_small(budget: MigrationBudget, slots: u64) -> PlacementError {
             budget: budget.slots().unwrap_or_default() as u64,
             needed: slots,
         },
+    }
+}
+
+fn layer<'a>(request: &PlacementRequest<'_>, ranks: &'a Ranks, weights: &'a [f64]) -> Layer<'a> {
+    Layer {
+        ranks,
+        weights,
+        num_groups: request.num_expert_groups(),
+        baseline: baseline(request, ranks),
     }
 }
 

@@ -48,6 +48,17 @@ fn few_slots_per_rank_come_close() {
 }
 
 #[test]
+fn heavy_pieces_fill_ranks() {
+    let mut rng = rng(8);
+    let heads: Vec<Vec<f64>> = (0..6).map(|_| power_law_of(1.2, 1e6, &mut rng)).collect();
+    let nine = reached(&rows(&heads), 288, 32);
+    assert!(nine >= 0.985, "{nine}");
+    let load = rows(&[power_law(1.2, &mut rng), power_law(1.2, &mut rng)]);
+    let five = reached(&load, 320, 64);
+    assert!(five >= 0.97, "{five}");
+}
+
+#[test]
 fn counts_are_judged_on_what_ranks_carry() {
     let load = rows(&[vec![600., 560., 120., 120., 20., 10., 10., 10.]]);
     let topology = Topology::new(8).unwrap();

@@ -56,6 +56,24 @@ fn a_drifted_load_needs_few_moves() {
 }
 
 #[test]
+fn a_drifted_heavy_head_moves_little() {
+    let mut rng = rng(6);
+    let before: Vec<Vec<f64>> = (0..4).map(|_| zipf(1.2, &mut rng)).collect();
+    let after: Vec<Vec<f64>> = before
+        .iter()
+        .map(|load| drifted(load, 0.02, &mut rng))
+        .collect();
+    let (before, after) = (rows(&before), rows(&after));
+    let first = plan(&before, None);
+    let second = plan(&after, Some((&first, MigrationBudget::Unlimited)));
+    let balance = balance(&second, &after);
+    assert!(balance >= 0.98, "{balance}");
+    let part = moved(&first, &second) as f64 / (4.0 * 288.0);
+    assert!(part <= 0.15, "{part} of the slots");
+    assert_eq!(duplicates(&second), 0);
+}
+
+#[test]
 fn what_is_good_enough_stays() {
     let (before, _) = before_and_after(0.0, 2);
     let first = plan(&before, None);

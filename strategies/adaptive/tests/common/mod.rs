@@ -36,8 +36,13 @@ pub(crate) fn zipf(s: f64, rng: &mut impl Rng) -> Vec<f64> {
 
 /// aiconfigurator's bounded power law, from 1 to 0.8 × 4096 tokens.
 pub(crate) fn power_law(alpha: f64, rng: &mut impl Rng) -> Vec<f64> {
+    power_law_of(alpha, 4096.0, rng)
+}
+
+/// The same with up to 0.8 × `tokens`.
+pub(crate) fn power_law_of(alpha: f64, tokens: f64, rng: &mut impl Rng) -> Vec<f64> {
     let power = |x: f64| x.powf(1.0 - alpha);
-    let (low, high) = (power(1.0), power(0.8 * 4096.0));
+    let (low, high) = (power(1.0), power(0.8 * tokens));
     let sample = |_| (low + (high - low) * rng.random::<f64>()).powf(1.0 / (1.0 - alpha));
     (0..EXPERTS).map(sample).collect()
 }

@@ -52,7 +52,7 @@ impl Membership for ThreadMember {
     }
 
     fn next_group(&self) -> Result<Group, CommError> {
-        let (members, comm) = self.regroup();
+        let (members, comm) = self.regroup()?;
         Ok(Group::new(Arc::new(comm), members))
     }
 }

@@ -11,7 +11,7 @@ use crate::load::Window;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Triggers {
-    /// Every so many steps.
+    /// Every so many steps, at least 1.
     pub interval: Option<u64>,
     /// When the balancedness since the last delivery is below.
     pub balance_below: Option<f64>,
@@ -165,10 +165,10 @@ impl LiveConfig {
         self
     }
 
-    /// Every how many steps ranks deliver their loads to rank 0.
+    /// Every how many steps ranks deliver their loads to rank 0, at least 1.
     #[must_use]
     pub fn with_load_interval(mut self, steps: u64) -> Self {
-        self.load_interval = steps.max(1);
+        self.load_interval = steps;
         self
     }
 
@@ -186,10 +186,10 @@ impl LiveConfig {
         self
     }
 
-    /// Looks for a better placement every so many steps.
+    /// Looks for a better placement every so many steps, at least 1.
     #[must_use]
     pub fn with_interval(mut self, steps: u64) -> Self {
-        self.triggers.interval = Some(steps.max(1));
+        self.triggers.interval = Some(steps);
         self
     }
 
@@ -217,7 +217,8 @@ impl LiveConfig {
         self
     }
 
-    /// Steps after which a planner, a read or a preparation that has not ended is given up.
+    /// Steps after which a planner, a read or a preparation that has not ended is given up. It means
+    /// nothing for a [synchronous](Self::with_synchronous) group, which makes no step meanwhile.
     #[must_use]
     pub fn with_deadline(mut self, steps: u64) -> Self {
         self.deadline_steps = steps;
@@ -234,6 +235,9 @@ impl LiveConfig {
 
     /// Waits, between two forward passes, for what otherwise goes on beside them: planners, reads
     /// and preparations. In which step a plan or a commit falls is then a function of the inputs.
+    ///
+    /// What never returns is waited for without end: no step passes that could be counted against
+    /// the [deadline](Self::with_deadline).
     #[must_use]
     pub fn with_synchronous(mut self, synchronous: bool) -> Self {
         self.synchronous = synchronous;
@@ -246,6 +250,12 @@ impl LiveConfig {
             return wrong(
                 "a budget of 0 bytes per step moves nothing, it must be at least 1".into(),
             );
+        }
+        if self.load_interval == 0 {
+            return wrong("loads are delivered every 0 steps, it must be at least every 1".into());
+        }
+        if self.triggers.interval == Some(0) {
+            return wrong("rebalancing every 0 steps never happens, it must be at least 1".into());
         }
         if self.nodes == 0 {
             return wrong("a group sits on at least 1 node, not on 0".into());
@@ -319,6 +329,11 @@ mod tests {
         let refused = [
             (config().with_bytes_per_step(0), "0 bytes per step"),
             (config().with_nodes(0), "at least 1 node"),
+            (config().with_interval(0), "rebalancing every 0 steps"),
+            (
+                config().with_load_interval(0),
+                "loads are delivered every 0 steps",
+            ),
             (config().with_window(Window::Ring(0)), "0 deliveries"),
             (
                 config().with_window(Window::Exponential(1.0)),

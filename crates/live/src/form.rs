@@ -48,6 +48,7 @@ struct LayerInventory {
     /// The experts that the member holds, slot by slot.
     held: Vec<usize>,
     generation: u64,
+    /// Of the largest expert that the member knows of.
     expert_bytes: u64,
 }
 
@@ -80,7 +81,7 @@ pub(crate) fn form(
     let inventories: Vec<Inventory> = gather(comm.as_ref(), &own)?;
     check(&inventories, layers)?;
     let num_ranks = comm.size();
-    let first = inventories.iter().all(Inventory::holds_nothing);
+    let first = is_first(&inventories);
     if first && initial.num_ranks() != num_ranks {
         return Err(LiveError::Config(format!(
             "the first placement is for {} ranks, the group has {num_ranks}",
@@ -98,15 +99,15 @@ pub(crate) fn form(
         inventories: &inventories,
         first,
     };
-    let mut expert_bytes = Vec::with_capacity(layers.len());
     for (l, layer) in layers.iter_mut().enumerate() {
-        expert_bytes.push(entering.layer(l, layer, &initial.layers()[l], source)?);
+        entering.layer(l, layer, &initial.layers()[l], source)?;
     }
+    let bytes = |layers: &[LiveLayer]| layers.iter().map(|l| l.expert_bytes).collect();
     if first {
-        let all: Vec<Vec<u64>> = gather(comm.as_ref(), &expert_bytes)?;
-        for (l, bytes) in expert_bytes.iter_mut().enumerate() {
+        let all: Vec<Vec<u64>> = gather(comm.as_ref(), &bytes(layers))?;
+        for (l, layer) in layers.iter_mut().enumerate() {
             let of_ranks = all.iter().filter_map(|rank| rank.get(l));
-            *bytes = of_ranks.copied().max().unwrap_or(0);
+            layer.expert_bytes = of_ranks.copied().max().unwrap_or(0);
         }
     }
     let (topology, dispatcher) = (entering.topology, entering.dispatcher);
@@ -116,7 +117,7 @@ pub(crate) fn form(
             members,
             topology,
             dispatcher,
-            expert_bytes,
+            expert_bytes: bytes(layers),
         },
         // A forward pass may have failed on one rank when it was through on the others: all go back
         // to it, so that no step is without its outputs.
@@ -133,23 +134,19 @@ struct Entering<'a> {
     config: &'a LiveConfig,
     /// Of all ranks.
     inventories: &'a [Inventory],
-    /// Whether nobody holds anything: the first placement is read.
+    /// Whether the first placement is read.
     first: bool,
 }
 
 impl Entering<'_> {
     /// Puts a layer into force whose table says what the ranks hold.
-    ///
-    /// # Returns
-    ///
-    /// Bytes of the largest expert, as far as this rank can know.
     fn layer(
         &self,
         l: usize,
         layer: &mut LiveLayer,
         initial: &Placement,
         source: &dyn ExpertSource,
-    ) -> Result<u64, LiveError> {
+    ) -> Result<(), LiveError> {
         let held = self.inventories.iter().map(|i| &i.layers[l]);
         let (generation, placement, absent) = if self.first {
             (0, initial.clone(), BTreeSet::new())
@@ -166,8 +163,8 @@ impl Entering<'_> {
         } else {
             layer.held().into_iter().collect()
         };
-        let largest_anywhere = held.map(|h| h.expert_bytes).max().unwrap_or(0);
-        let expert_bytes = largest(weights.values()).max(largest_anywhere);
+        let known = held.map(|h| h.expert_bytes).max().unwrap_or(0);
+        layer.expert_bytes = largest(weights.values()).max(known);
         let next = NextLayer {
             table: Arc::new(table),
             weights,
@@ -177,14 +174,16 @@ impl Entering<'_> {
         };
         let next = build(&layer.parts, layer.current().as_deref(), &next)?;
         layer.commit(Arc::new(next), absent);
-        Ok(expert_bytes)
+        Ok(())
     }
 }
 
-impl Inventory {
-    fn holds_nothing(&self) -> bool {
-        self.layers.iter().all(|layer| layer.held.is_empty())
-    }
+/// Whether no rank has come as far as a first step, and some layer has not been read at all: a group
+/// that lost all who held experts is not a first one, however little is left.
+fn is_first(all: &[Inventory]) -> bool {
+    let num_layers = all.first().map_or(0, |i| i.layers.len());
+    let unread = |l: usize| all.iter().all(|i| i.layers[l].held.is_empty());
+    all.iter().all(|i| i.step.is_none()) && (0..num_layers).any(unread)
 }
 
 fn inventory(layer: &LiveLayer) -> LayerInventory {
@@ -193,7 +192,7 @@ fn inventory(layer: &LiveLayer) -> LayerInventory {
         num_experts: layer.parts.num_experts(),
         held: held.iter().map(|(expert, _)| expert.index()).collect(),
         generation: layer.generation(),
-        expert_bytes: largest(held.iter().map(|(_, weights)| weights)),
+        expert_bytes: layer.expert_bytes,
     }
 }
 

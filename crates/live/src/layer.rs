@@ -114,6 +114,8 @@ pub(crate) struct LiveLayer {
     current: SharedLayer,
     /// Experts that no rank holds, and that no token reaches.
     pub(crate) absent: BTreeSet<LogicalExpert>,
+    /// Of the largest expert on any rank, as far as is known; what is lost still counts.
+    pub(crate) expert_bytes: u64,
 }
 
 impl LiveLayer {
@@ -122,6 +124,7 @@ impl LiveLayer {
             parts: Arc::new(parts),
             current: SharedLayer::default(),
             absent: BTreeSet::new(),
+            expert_bytes: 0,
         }
     }
 

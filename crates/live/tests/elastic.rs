@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{EXPERTS, Model, Seen, rotating, spread_over, watched};
+use common::{EXPERTS, Model, Rotate, Seen, rotating, run, spread_over, watched};
 use moekit_fused_moe::Reduction;
 use moekit_live::{Event, LiveConfig, LiveRank};
 use moekit_parallel::{ThreadMember, ThreadWorld};
+use moekit_routing::Rank;
 
-/// What every member looks at between steps: who is to leave, and when all end.
+/// What every member looks at between steps: who is to leave, and when all end; and who is there.
 #[derive(Debug, Default)]
 struct Orders {
     /// Bits of members that are to leave.
     leave: AtomicU64,
     /// All end after this step, once it is not 0.
     last: AtomicU64,
+    /// Members that have been let in.
+    inside: AtomicU64,
 }
 
 fn steps(model: &Model, live: &mut LiveRank, id: u64, orders: &Orders) -> Seen {
@@ -57,6 +60,7 @@ fn spawn(
     thread::spawn(move || {
         let id = member.id();
         let mut live = model.start(member, 1, config).unwrap();
+        orders.inside.fetch_add(1, Ordering::SeqCst);
         steps(&model, &mut live, id, &orders)
     })
 }
@@ -135,6 +139,10 @@ fn the_first_rank_may_leave_while_another_comes() {
         let left = |_: &LiveRank, seen: &Seen| seen.events.last() == Some(&Event::Left);
         drive(&model, &mut live, &mut seen, left);
         assert!(live.rank().is_none());
+        // With the last one its group ends.
+        while orders.inside.load(Ordering::SeqCst) < 2 {
+            thread::yield_now();
+        }
         // The others go on; nobody knows in which step they are, so they end by leaving one by one.
         orders.last.store(1, Ordering::SeqCst);
         let (second, third) = (second.join().unwrap(), third.join());
@@ -233,5 +241,64 @@ fn a_newcomer_may_find_a_smaller_group_than_the_first() {
         }
         live.end_step().ok();
         assert_eq!(newcomer.join().unwrap(), 2);
+    });
+}
+
+/// The one that held everything is lost before the newcomers have got anything: they read it, and
+/// know from it how large an expert is.
+#[test]
+fn survivors_that_hold_nothing_read_everything() {
+    watched(|| {
+        let model = Model::random(2, Reduction::PerSlot);
+        let config = LiveConfig::new(Arc::new(Rotate { by: EXPERTS / 2 }))
+            .with_retry(2)
+            .with_synchronous(true)
+            .with_staging_bytes(model.encoded_expert());
+        // As many as the first placement is for, and more.
+        for newcomers in [1, 2] {
+            let world = ThreadWorld::new(1);
+            let mut live = model.start(world.enter(), 1, config.clone()).unwrap();
+            let threads: Vec<_> = (0..newcomers)
+                .map(|_| {
+                    let (model, config, member) = (model.clone(), config.clone(), world.enter());
+                    thread::spawn(move || {
+                        let id = member.id();
+                        let live = model.start(member, 1, config).unwrap();
+                        run(&model, live, id, 60, true)
+                    })
+                })
+                .collect();
+            world.wait_for_newcomers();
+            while live.members().len() == 1 {
+                live.end_step().unwrap();
+            }
+            for placement in live.placements() {
+                let held = placement.experts_of(Rank::new(0)).unwrap().len();
+                assert_eq!(
+                    (held, placement.physical_to_logical().len()),
+                    (EXPERTS, EXPERTS)
+                );
+            }
+            drop(live);
+            for thread in threads {
+                let seen = thread.join().unwrap();
+                let nothing = Event::Regrouped {
+                    members: (1..=newcomers).collect(),
+                    absent: 2 * EXPERTS,
+                };
+                assert!(seen.events.contains(&nothing), "{seen:?}");
+                assert_eq!((seen.errors.len(), seen.absent), (1, 0), "{seen:?}");
+                assert!(seen.unserved > 0 && seen.failures().is_empty(), "{seen:?}");
+                assert_eq!(seen.placements[0].num_ranks() as u64, newcomers);
+                // What is read goes into its slot; what is sent is staged.
+                let adopted = |event: &Event| matches!(event, Event::PlanAdopted { .. });
+                let plan = seen.events.iter().position(adopted).unwrap();
+                for event in &seen.events[plan..] {
+                    if let Event::Committed { received, .. } = event {
+                        assert!(*received <= 1, "beyond the staging budget: {seen:?}");
+                    }
+                }
+            }
+        }
     });
 }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use moekit_parallel::{CommError, Communicator, CommunicatorExt, RankPool, ReduceOp, ThreadGroup};
+use moekit_routing::Rank;
 
 /// Runs ranks, and fails if they do not end.
 fn run<T: Send + 'static>(
@@ -122,4 +123,31 @@ fn who_waits_for_a_group_that_is_no_more_hears_of_it() {
         Ok(pool.enter().regroup().err())
     });
     assert_eq!(ends, [None, Some(CommError::NoGroup)]);
+}
+
+/// Rank 1 leaves only when rank 0, a spare by then, has answered it.
+#[test]
+fn a_spare_may_do_something_else_while_it_waits() {
+    run(2, 2, |rank, pool| {
+        let member = pool.enter();
+        let (_, group) = member.regroup()?;
+        group.barrier()?;
+        let comm = pool.comm();
+        if rank == 1 {
+            comm.send(Rank::new(0), 1, vec![7_u8].into())?;
+            comm.recv(Rank::new(0), 1)?;
+            return Ok(());
+        }
+        drop(member);
+        let mut heard = Vec::new();
+        let invited = pool.wait_for_invitation_while(|| {
+            while let Some(message) = comm.try_recv(Rank::new(1), 1)? {
+                heard.extend(message.to_bytes().to_vec());
+                comm.send(Rank::new(1), 1, message)?;
+            }
+            Ok::<_, CommError>(())
+        })?;
+        assert_eq!((invited, heard), (false, vec![7]));
+        Ok(())
+    });
 }

@@ -124,12 +124,26 @@ impl RankPool {
     ///
     /// If the ranks have come to an end.
     pub fn wait_for_invitation(&self) -> Result<bool, CommError> {
-        self.0.wait(|seats| {
+        self.wait_for_invitation_while(|| Ok(()))
+    }
+
+    /// The same for a spare that has something else to do meanwhile, such as to take in messages:
+    /// that is done again and again, and must not wait itself.
+    ///
+    /// # Errors
+    ///
+    /// If the ranks have come to an end, and those of `meanwhile`.
+    pub fn wait_for_invitation_while<E: From<CommError>>(
+        &self,
+        meanwhile: impl FnMut() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let answer = |seats: &mut Seats| {
             if seats.take_invitation() {
                 return Some(true);
             }
             seats.is_over().then_some(false)
-        })
+        };
+        self.0.wait_while(answer, meanwhile)
     }
 
     /// Whether all members of the last group have left, so that there can be no other group.
@@ -187,13 +201,22 @@ impl Pool {
     }
 
     /// Listens until there is an answer.
-    fn wait<T>(&self, mut ready: impl FnMut(&mut Seats) -> Option<T>) -> Result<T, CommError> {
+    fn wait<T>(&self, ready: impl FnMut(&mut Seats) -> Option<T>) -> Result<T, CommError> {
+        self.wait_while(ready, || Ok(()))
+    }
+
+    fn wait_while<T, E: From<CommError>>(
+        &self,
+        mut ready: impl FnMut(&mut Seats) -> Option<T>,
+        mut meanwhile: impl FnMut() -> Result<(), E>,
+    ) -> Result<T, E> {
         let mut rounds = 0;
         loop {
             self.listen()?;
             if let Some(answer) = ready(&mut self.lock()) {
                 return Ok(answer);
             }
+            meanwhile()?;
             pause(rounds);
             rounds += 1;
         }

@@ -1,10 +1,15 @@
 //! What `--rebalance` says.
 
+use std::collections::BTreeSet;
+
 use moekit::live::{CostModel, Cusum, LiveConfig, Triggers, Window};
 
 use crate::error::{CliError, Result};
 
 const FORM: &str = "KEY=VALUE,... of interval=STEPS, below=BALANCEDNESS, cusum=SLACK:THRESHOLD, window=STEPS, decay=FACTOR, pays=TOKEN_SECONDS:BYTE_SECONDS:STEPS; or off";
+
+/// Steps from plan to plan if no trigger is named, and of the window if that is not.
+const STEPS: u32 = 32;
 
 /// Triggers, window and cost model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,19 +20,31 @@ pub(super) struct Rebalance {
 }
 
 impl Rebalance {
-    /// Reads the option's text.
+    /// Reads the option's text. Only `off` is without a trigger.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let mut rebalance = Self {
             triggers: Triggers::default(),
-            window: Window::Ring(32),
+            window: Window::Ring(STEPS as usize),
             cost: None,
         };
         if text == "off" {
             return Ok(rebalance);
         }
+        let mut seen = BTreeSet::new();
         for part in text.split(',') {
             let wrong = || CliError::usage(format!("`--rebalance {text}`: `{part}` is not {FORM}"));
             let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+            // Both say what of the past counts.
+            let what = if key.trim() == "decay" {
+                "window"
+            } else {
+                key.trim()
+            };
+            if !seen.insert(what) {
+                return Err(CliError::usage(format!(
+                    "`--rebalance {text}`: `{part}` contradicts what is said before it: each key is given once, and one of `window` and `decay`"
+                )));
+            }
             let numbers: Vec<f64> = value
                 .split(':')
                 .map(|number| number.trim().parse().map_err(|_| wrong()))
@@ -49,6 +66,9 @@ impl Rebalance {
                 }
                 _ => return Err(wrong()),
             }
+        }
+        if rebalance.triggers == Triggers::default() {
+            rebalance.triggers.interval = Some(STEPS.into());
         }
         Ok(rebalance)
     }
@@ -89,6 +109,29 @@ mod tests {
         ] {
             let error = Rebalance::parse(wrong).unwrap_err().to_string();
             assert!(error.contains("interval=STEPS"), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_trigger_the_interval_is_that_of_the_default() {
+        let triggers = |text| Rebalance::parse(text).unwrap().triggers;
+        let default = triggers("interval=32,window=32");
+        for text in ["window=8", "decay=0.9", "pays=1e-6:1e-9:100"] {
+            assert_eq!(triggers(text), default, "{text}");
+        }
+        assert_eq!(triggers("window=8,below=0.9").interval, None);
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        for text in [
+            "interval=8,interval=9",
+            "window=8,window=8",
+            "window=8,decay=0.5",
+            "decay=0.5, window=8",
+        ] {
+            let error = Rebalance::parse(text).unwrap_err().to_string();
+            assert!(error.contains("each key is given once"), "{error}");
         }
     }
 }

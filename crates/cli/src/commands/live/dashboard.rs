@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event as Input, KeyCode};
+use ratatui::crossterm::event::{self, Event as Input, KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::symbols::Marker;
@@ -96,7 +96,7 @@ impl Dashboard {
         let mut ends = false;
         while event::poll(Duration::ZERO)? {
             if let Input::Key(key) = event::read()? {
-                ends |= matches!(key.code, KeyCode::Char('q') | KeyCode::Esc);
+                ends |= is_end(key);
             }
         }
         Ok(ends)
@@ -106,6 +106,15 @@ impl Dashboard {
 impl Drop for Dashboard {
     fn drop(&mut self) {
         ratatui::restore();
+    }
+}
+
+/// Whether a key ends the run. On a screen that is drawn on, Ctrl-C is a key like others.
+fn is_end(key: KeyEvent) -> bool {
+    match key.code {
+        KeyCode::Char('q') | KeyCode::Esc => true,
+        KeyCode::Char('c') => key.modifiers.contains(KeyModifiers::CONTROL),
+        _ => false,
     }
 }
 
@@ -119,7 +128,7 @@ fn plain(json: &str) -> String {
 fn head<'a>(title: &'a str, last: Option<&'a Step>) -> Paragraph<'a> {
     let block = Block::bordered()
         .title(title)
-        .title_bottom("q ends the run");
+        .title_bottom("q or Ctrl-C ends the run");
     let Some(step) = last else {
         return Paragraph::new("reading experts").block(block);
     };
@@ -179,4 +188,19 @@ fn tokens(last: Option<&Step>) -> BarChart<'static> {
         .block(Block::bordered().title("routed tokens of each rank"))
         .bar_width(8)
         .data(BarGroup::default().bars(&bars))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_end_the_run() {
+        let ends = |code, modifiers| is_end(KeyEvent::new(code, modifiers));
+        assert!(ends(KeyCode::Char('q'), KeyModifiers::NONE));
+        assert!(ends(KeyCode::Esc, KeyModifiers::NONE));
+        assert!(ends(KeyCode::Char('c'), KeyModifiers::CONTROL));
+        assert!(!ends(KeyCode::Char('c'), KeyModifiers::NONE));
+        assert!(!ends(KeyCode::Char('x'), KeyModifiers::CONTROL));
+    }
 }

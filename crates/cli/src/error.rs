@@ -26,6 +26,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Live(#[from] moekit::live::LiveError),
     #[error(transparent)]
+    Comm(#[from] moekit::parallel::CommError),
+    #[error(transparent)]
     Group(#[from] moekit::parallel::GroupError),
     #[error("{path}: {message}")]
     File { path: String, message: String },

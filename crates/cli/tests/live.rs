@@ -8,9 +8,13 @@ use assert_cmd::prelude::*;
 use serde_json::Value;
 
 fn command(tokens: &str) -> Command {
+    on("qwen3_moe-bf16", tokens)
+}
+
+fn on(checkpoint: &str, tokens: &str) -> Command {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/checkpoints");
     let mut command = Command::cargo_bin("moekit").unwrap();
-    command.arg("live").arg(fixtures.join("qwen3_moe-bf16"));
+    command.arg("live").arg(fixtures.join(checkpoint));
     command.args(["--tokens", tokens, "--threads", "1", "--json"]);
     command
 }
@@ -33,7 +37,11 @@ fn refused(command: &mut Command) -> String {
 
 /// The steps and the summary.
 fn lines(arguments: &[&str]) -> (Vec<Value>, Value) {
-    let output = live(arguments).unwrap();
+    told(&mut live(arguments))
+}
+
+fn told(command: &mut Command) -> (Vec<Value>, Value) {
+    let output = command.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let mut lines: Vec<Value> = text
         .lines()
@@ -137,6 +145,62 @@ fn a_group_that_shrinks_and_loses_its_first_rank_has_the_wanted_size() {
     }
 }
 
+/// The rank that holds everything is lost before the newcomers have got anything.
+#[test]
+fn two_synchronous_runs_do_the_same_in_the_same_steps() {
+    let run = || {
+        let (steps, _) = lines(&[
+            "--ranks",
+            "1",
+            "--strategy",
+            "eplb",
+            "--steps",
+            "30",
+            "--resize",
+            "8:3",
+            "--lose",
+            "10:0",
+            "--synchronous",
+            "--check",
+            "1",
+        ]);
+        let told = |step: &Value| {
+            let unserved = step["unserved"].as_u64().unwrap_or(0);
+            let ranks = step["ranks"].as_u64().unwrap();
+            (ranks, unserved, step["events"].clone())
+        };
+        steps.iter().map(told).collect::<Vec<_>>()
+    };
+    let steps = run();
+    assert_eq!(steps, run());
+    let mut ranks: Vec<u64> = steps.iter().map(|step| step.0).collect();
+    assert_eq!(ranks.len(), 30, "none is repeated from the beginning on");
+    assert_eq!(ranks[7..10], [1, 3, 2]);
+    ranks.dedup();
+    assert_eq!(ranks, [1, 3, 2]);
+    // Two layers of 16 tokens.
+    assert_eq!((steps[9].1, steps[29].1), (32, 0), "{steps:?}");
+}
+
+#[test]
+fn a_size_that_is_not_reached_is_told() {
+    let arguments = ["--ranks", "1", "--steps", "9", "--resize", "9:2"];
+    let text = refused(&mut live(&arguments));
+    assert!(text.contains("--resize 9:2"), "{text}");
+}
+
+#[test]
+fn strategies_get_the_expert_groups_of_the_model() {
+    let mut command = on("deepseek_v3-bf16", "16");
+    command.args(["--ranks", "4", "--nodes", "2", "--strategy", "eplb"]);
+    command.args(["--set", "mode=hierarchical", "--steps", "20"]);
+    command.args(["--rebalance", "interval=6,window=6", "--synchronous"]);
+    let (_, summary) = told(&mut command);
+    let count = |name: &str| summary[name].as_u64().unwrap();
+    assert_eq!(count("failures"), 0, "{summary}");
+    assert!(count("plans_adopted") + count("plans_skipped") > 0);
+}
+
 #[test]
 fn an_error_that_repeats_ends_the_run() {
     let text = refused(live(&["--ranks", "2"]).env("MOEKIT_ISA", "foo"));
@@ -179,6 +243,10 @@ fn what_makes_no_sense_is_refused() {
         ),
         (&["--rebalance", "pays=1:1e-9:1e400"], "finite"),
         (&["--rebalance", "sometimes"], "interval=STEPS"),
+        (
+            &["--rebalance", "window=8,decay=0.5"],
+            "one of `window` and `decay`",
+        ),
         (&["--resize", "5"], "STEP:NUMBER"),
         (&["--staging-bytes", "10"], "staging budget of 10 bytes"),
         (&["--profile", "flat"], "flat"),

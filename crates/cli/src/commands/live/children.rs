@@ -70,11 +70,10 @@ pub(super) fn run(setup: &Arc<Setup>, processes: usize, show: Show) -> Result<Su
     drop(send);
     let watched = Watched {
         setup,
-        running: processes,
         messages,
         end: &|| children.iter().for_each(kill),
     };
-    let result = watch(watched, show, |_| Ok(0));
+    let result = watch(watched, show);
     // They have ended, or nobody watches them any more.
     children.iter().for_each(kill);
     for reader in readers {

@@ -10,7 +10,7 @@ use moekit::kernels::CpuKernel;
 use moekit::live::{
     CheckpointExperts, Event, LayerParts, LiveConfig, LiveError, LiveOutput, LiveRank, Membership,
 };
-use moekit::parallel::ThreadWorld;
+use moekit::parallel::{CommError, ThreadWorld};
 use moekit::placement::{ModelPlacement, Placement};
 use moekit::quant::MoeLayerSpec;
 use moekit::routing::Rank;
@@ -118,25 +118,35 @@ impl Setup {
     }
 }
 
-/// Counts the changes of the group that have been seen to.
-#[derive(Debug, Default)]
-pub(super) struct Growth(usize);
+/// Counts the changes of the group that have been seen to. Every rank does, as each may become rank
+/// 0.
+#[derive(Debug)]
+struct Growth(usize);
 
 impl Growth {
-    /// How many ranks are to come after a step, if it is rank 0 that has ended it.
-    pub(super) fn missing(&mut self, setup: &Setup, report: &RankStep) -> usize {
-        let step = report.report.step + 1;
+    /// As a rank that comes into a group after a step has it: what is past is not its business.
+    fn after(setup: &Setup, step: u64) -> Self {
+        Self(Self::due(setup, step))
+    }
+
+    fn due(setup: &Setup, step: u64) -> usize {
         let due = setup.changes.iter().filter(|change| change.step <= step);
-        let before = std::mem::replace(&mut self.0, due.count());
-        if self.0 <= before {
+        due.count()
+    }
+
+    /// How many ranks are to come before a step of so many.
+    fn missing(&mut self, setup: &Setup, step: u64, ranks: usize) -> usize {
+        let due = Self::due(setup, step);
+        if due <= self.0 {
             return 0;
         }
+        self.0 = due;
         let wanted = setup.wanted_ranks(step);
-        wanted.map_or(0, |wanted| wanted.saturating_sub(report.ranks))
+        wanted.map_or(0, |wanted| wanted.saturating_sub(ranks))
     }
 
     /// The last change is still to be seen to.
-    pub(super) fn again(&mut self) {
+    fn again(&mut self) {
         self.0 = self.0.saturating_sub(1);
     }
 }
@@ -150,15 +160,25 @@ pub(super) enum News {
 }
 
 /// Runs one rank until all steps are done, it leaves or is lost, and tells of each step.
+///
+/// # Arguments
+///
+/// - `grow` - lets so many ranks come, and returns how many do. Rank 0 calls it.
 pub(super) fn take_part(
     setup: &Setup,
     member: impl Membership + 'static,
+    mut grow: impl FnMut(usize) -> Result<usize, LiveError>,
     mut tell: impl FnMut(News) -> Result<(), LiveError>,
 ) -> Result<(), LiveError> {
     let (parts, scripts) = setup.layers()?;
     let source = Arc::new(setup.experts.clone());
     let (initial, config) = (setup.initial.clone(), setup.config.clone());
-    let mut live = LiveRank::start(member, parts, source, initial, config)?;
+    let mut live = match LiveRank::start(member, parts, source, initial, config) {
+        // It was to come, but the run has ended before it was let in.
+        Err(LiveError::Group(CommError::NoGroup)) => return Ok(()),
+        started => started?,
+    };
+    let mut growth = Growth::after(setup, live.step());
     // Of a step that is repeated, survivors that get the number of one that is lost are not.
     let mut repeated = 0;
     // What happened between steps, for the next report.
@@ -166,6 +186,10 @@ pub(super) fn take_part(
     while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
         let (rank, ranks) = (live.rank().map_or(0, Rank::index), live.members().len());
         let next = live.step() + 1;
+        let missing = growth.missing(setup, next, ranks);
+        if rank == 0 && missing > 0 && grow(missing)? < missing {
+            growth.again();
+        }
         if ranks > 1 && next > repeated && setup.is_lost(next, rank) {
             return tell(News::Lost);
         }

@@ -101,7 +101,8 @@ struct LiveOptions {
     seed: Option<u64>,
     /// When to look for a better placement: interval=STEPS, below=BALANCEDNESS,
     /// cusum=SLACK:THRESHOLD, window=STEPS, decay=FACTOR, pays=TOKEN_SECONDS:BYTE_SECONDS:STEPS,
-    /// separated by commas; or off [default: interval=32,window=32]
+    /// separated by commas; or off. Without interval, below and cusum: interval=32 [default:
+    /// interval=32,window=32]
     #[arg(long, value_name = "KEY=VALUE,...")]
     #[serde(skip_serializing_if = "Option::is_none")]
     rebalance: Option<String>,
@@ -129,7 +130,8 @@ struct LiveOptions {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     invariant: bool,
-    /// Wait for planners and preparations, so that two runs do the same in the same steps
+    /// Wait for planners, preparations and ranks that come, so that two runs do the same in the same
+    /// steps; one of them that never ends is waited for without end
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     synchronous: bool,
@@ -319,6 +321,7 @@ impl LiveOptions {
         let backend: Arc<dyn QuantBackend> = backend_for(checkpoint.quantization_config())?.into();
         let tensors: Arc<dyn TensorSource> = Arc::new(checkpoint);
         let strategy: Arc<dyn PlacementStrategy> = self.group.strategy()?.into();
+        let groups = first.router.groups.map(|groups| groups.num_groups);
         Ok(Setup {
             initial: self.initial(&specs, strategy.as_ref())?,
             experts: CheckpointExperts::new(backend, tensors, specs.clone()),
@@ -332,7 +335,7 @@ impl LiveOptions {
                 false => Reduction::PerRank,
             },
             stream,
-            config: self.config(strategy)?,
+            config: self.config(strategy, groups)?,
             steps,
             synchronous: self.synchronous,
             changes,
@@ -353,18 +356,30 @@ impl LiveOptions {
             ..self.group.clone()
         }
         .topology()?;
-        let experts = specs.first().map_or(0, |spec| spec.num_experts);
+        let first = specs.first();
+        let experts = first.map_or(0, |spec| spec.num_experts);
         let slots = experts.saturating_add(self.group.redundant.unwrap_or(0));
         let even = vec![slots.div_ceil(self.ranks()); self.ranks()];
         let request = PlacementRequest::new(specs.len(), experts, &topology)?;
-        Ok(strategy.plan(&request.with_slots_per_rank(even)?)?)
+        let mut request = request.with_slots_per_rank(even)?;
+        if let Some(groups) = first.and_then(|spec| spec.router.groups) {
+            request = request.with_expert_groups(groups.num_groups)?;
+        }
+        Ok(strategy.plan(&request)?)
     }
 
-    fn config(&self, strategy: Arc<dyn PlacementStrategy>) -> Result<LiveConfig> {
+    fn config(
+        &self,
+        strategy: Arc<dyn PlacementStrategy>,
+        expert_groups: Option<usize>,
+    ) -> Result<LiveConfig> {
         let mut config = LiveConfig::new(strategy)
             .with_redundant_experts(self.group.redundant.unwrap_or(0))
             .with_nodes(self.group.nodes.unwrap_or(1))
             .with_synchronous(self.synchronous);
+        if let Some(groups) = expert_groups {
+            config = config.with_expert_groups(groups);
+        }
         if let Some(bytes) = self.bytes_per_step {
             config = config.with_bytes_per_step(bytes);
         }

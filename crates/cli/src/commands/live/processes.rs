@@ -1,12 +1,13 @@
 //! The ranks of a live run as processes: those beyond the group wait as spares.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use moekit::live::LiveError;
-use moekit::parallel::{Buffer, CommError, Communicator, RankPool};
+use moekit::parallel::{Buffer, Communicator, RankPool};
 use moekit::routing::Rank;
 
-use super::drive::{Growth, News, Setup, take_part};
+use super::drive::{News, Setup, take_part};
 use super::print_summary;
 use super::record::{RankStep, Recorder};
 use super::show::Show;
@@ -19,6 +20,11 @@ const REPORT: u32 = 0;
 /// The way of the news of a process.
 pub(super) trait Reports {
     fn push(&mut self, news: News) -> Result<()>;
+
+    /// What this process does for the others while it is a spare. Does not wait.
+    fn receive(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// This process has nothing more to tell.
     fn finish(self, setup: &Setup) -> Result<()>;
@@ -36,57 +42,37 @@ pub(super) fn run(
     mut reports: impl Reports,
 ) -> Result<()> {
     let pool = RankPool::new(comm.clone(), ranks);
-    let mut growth = Growth::default();
     let mut is_wanted = comm.rank().index() < ranks;
-    while is_wanted || pool.wait_for_invitation().map_err(LiveError::from)? {
+    while is_wanted || pool.wait_for_invitation_while(|| reports.receive())? {
         is_wanted = false;
         let mut problem = None;
-        let result = take_part(setup, pool.enter(), |news| {
-            if let News::Step(report) = &news {
-                grow(setup, &pool, &mut growth, report)?;
+        let grow = |missing| {
+            // Who has just left may not have told yet.
+            let invited = pool.invite(missing)?;
+            if setup.synchronous {
+                pool.wait_for_newcomers(invited)?;
             }
+            Ok(invited)
+        };
+        let tell = |news| {
             reports.push(news).map_err(|error| {
                 let message = error.to_string();
                 problem = Some(error);
                 LiveError::Config(message)
             })
-        });
-        match result {
-            Ok(()) => {}
-            // It was invited, but the run has ended before it was let in.
-            Err(LiveError::Group(CommError::NoGroup)) => break,
-            Err(error) => return Err(problem.unwrap_or_else(|| error.into())),
-        }
+        };
+        let result = take_part(setup, pool.enter(), grow, tell);
+        result.map_err(|error| problem.unwrap_or_else(|| error.into()))?;
     }
     reports.finish(setup)
-}
-
-/// Asks spares to come, if some are missing. All processes count, as each of them may become rank 0.
-fn grow(
-    setup: &Setup,
-    pool: &RankPool,
-    growth: &mut Growth,
-    report: &RankStep,
-) -> Result<(), LiveError> {
-    let missing = match (growth.missing(setup, report), report.rank) {
-        (missing, 0) => missing,
-        _ => 0,
-    };
-    let invited = pool.invite(missing)?;
-    if invited < missing {
-        // Who has just left may not have told yet.
-        growth.again();
-    }
-    if setup.synchronous {
-        pool.wait_for_newcomers(invited)?;
-    }
-    Ok(())
 }
 
 /// Over the communicator to the first process, which prints what all report.
 pub(super) struct ToFirst<'a> {
     comm: &'a Arc<dyn Communicator>,
     recorder: Recorder,
+    /// Processes that have nothing more to tell.
+    ended: BTreeSet<Rank>,
 }
 
 impl<'a> ToFirst<'a> {
@@ -94,6 +80,7 @@ impl<'a> ToFirst<'a> {
         Self {
             comm,
             recorder: Recorder::new(setup.check.is_some()),
+            ended: BTreeSet::new(),
         }
     }
 
@@ -103,6 +90,19 @@ impl<'a> ToFirst<'a> {
 
     fn show(&mut self, report: RankStep) -> Result<()> {
         Show::Lines.steps(self.recorder.push(report))
+    }
+
+    fn others(&self) -> impl Iterator<Item = Rank> + use<> {
+        (1..self.comm.size()).map(Rank::new)
+    }
+
+    /// A report of another process, or its last word.
+    fn hear(&mut self, rank: Rank, report: &Buffer) -> Result<()> {
+        if report.is_empty() {
+            self.ended.insert(rank);
+            return Ok(());
+        }
+        self.show(read(report)?)
     }
 }
 
@@ -114,13 +114,20 @@ impl Reports for ToFirst<'_> {
         };
         if !self.is_first() {
             let bytes = serde_json::to_vec(&report).map_err(|error| unreadable(&error))?;
-            let sent = self.comm.send(Rank::new(0), REPORT, bytes.into());
-            return Ok(sent.map_err(LiveError::from)?);
+            return Ok(self.comm.send(Rank::new(0), REPORT, bytes.into())?);
         }
         self.show(*report)?;
-        for rank in (1..self.comm.size()).map(Rank::new) {
-            while let Some(report) = self.comm.try_recv(rank, REPORT).map_err(LiveError::from)? {
-                self.show(read(&report)?)?;
+        self.receive()
+    }
+
+    /// The first process takes in what has come, whether it is in the group or a spare.
+    fn receive(&mut self) -> Result<()> {
+        if !self.is_first() {
+            return Ok(());
+        }
+        for rank in self.others() {
+            while let Some(report) = self.comm.try_recv(rank, REPORT)? {
+                self.hear(rank, &report)?;
             }
         }
         Ok(())
@@ -130,18 +137,13 @@ impl Reports for ToFirst<'_> {
     /// nothing more does.
     fn finish(mut self, setup: &Setup) -> Result<()> {
         if !self.is_first() {
-            let end = self
-                .comm
-                .send(Rank::new(0), REPORT, Vec::<u8>::new().into());
-            return Ok(end.map_err(LiveError::from)?);
+            let last = Vec::<u8>::new().into();
+            return Ok(self.comm.send(Rank::new(0), REPORT, last)?);
         }
-        for rank in (1..self.comm.size()).map(Rank::new) {
-            loop {
-                let report = self.comm.recv(rank, REPORT).map_err(LiveError::from)?;
-                if report.is_empty() {
-                    break;
-                }
-                self.show(read(&report)?)?;
+        for rank in self.others() {
+            while !self.ended.contains(&rank) {
+                let report = self.comm.recv(rank, REPORT)?;
+                self.hear(rank, &report)?;
             }
         }
         let summary = self.recorder.summary();

@@ -85,6 +85,9 @@ pub(super) struct Summary {
     /// Steps that were repeated by a group after one that had failed.
     #[serde(skip)]
     pub(super) recovered_in: BTreeSet<u64>,
+    /// Each step and the ranks in it.
+    #[serde(skip)]
+    pub(super) sizes: Vec<(u64, usize)>,
 }
 
 /// Puts the ranks' reports together, and keeps what the summary needs.
@@ -201,6 +204,7 @@ impl Recorder {
             median_pause_moving_ms: median(pauses(true)),
             prediction_error: mean(&errors),
             recovered_in: recovered.map(|s| s.step).collect(),
+            sizes: self.steps.iter().map(|s| (s.step, s.ranks)).collect(),
             wrong_outputs: self.check.then(|| self.steps.iter().map(|s| s.wrong).sum()),
             compared_outputs: self
                 .check

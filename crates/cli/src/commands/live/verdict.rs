@@ -12,8 +12,8 @@ use crate::error::{CliError, Result};
 ///
 /// # Errors
 ///
-/// If outputs were wrong, all ranks were lost before the end, or a rank that was to be lost was not
-/// there.
+/// If outputs were wrong, all ranks were lost before the end, a rank that was to be lost was not
+/// there, or the group did not come to a size that it was to have.
 pub(super) fn verdict(summary: &Summary, changes: &[Change], steps: Option<u64>) -> Result<()> {
     let wrong = |message: String| Err(CliError::usage(message));
     if let (Some(wrong_outputs @ 1..), Some(compared)) =
@@ -33,10 +33,28 @@ pub(super) fn verdict(summary: &Summary, changes: &[Change], steps: Option<u64>)
         let due = matches!(change.what, What::Lose(_)) && change.step <= summary.steps;
         due && !summary.recovered_in.contains(&change.step)
     });
-    match missed {
-        Some(change) => wrong(format!("`{change}`: there was no such rank in that step")),
-        None => Ok(()),
+    if let Some(change) = missed {
+        return wrong(format!("`{change}`: there was no such rank in that step"));
     }
+    // Who ends a run does not wait for what is under way.
+    let unreached = steps.and_then(|_| unreached(summary, changes));
+    unreached.map_or(Ok(()), |(change, ranks)| {
+        wrong(format!(
+            "`{change}`: no step from there on had {ranks} ranks before the run ended"
+        ))
+    })
+}
+
+/// The first size that the group did not come to, one after the other.
+fn unreached<'a>(summary: &Summary, changes: &'a [Change]) -> Option<(&'a Change, usize)> {
+    let mut steps = summary.sizes.iter();
+    changes.iter().find_map(|change| match change.what {
+        What::Lose(_) => None,
+        What::Ranks(ranks) => {
+            let reached = steps.any(|&(step, size)| step >= change.step && size == ranks);
+            (!reached).then_some((change, ranks))
+        }
+    })
 }
 
 #[cfg(test)]
@@ -78,5 +96,30 @@ mod tests {
         );
         let later = Change { step: 9, ..lose };
         assert_eq!(said(summary(0, &[]), &[later], None), "fine", "not reached");
+    }
+
+    #[test]
+    fn sizes_are_reached_one_after_the_other() {
+        let resize = |step, ranks| Change {
+            step,
+            what: What::Ranks(ranks),
+        };
+        let summary = Summary {
+            steps: 6,
+            sizes: vec![(1, 1), (2, 1), (3, 2), (4, 3), (5, 2), (6, 2)],
+            ..Summary::default()
+        };
+        let said = |changes: &[Change], steps| {
+            let verdict = verdict(&summary, changes, steps);
+            verdict.map_or_else(|error| error.to_string(), |()| "fine".to_owned())
+        };
+        assert_eq!(said(&[resize(2, 3), resize(3, 2)], Some(6)), "fine");
+        assert_eq!(said(&[resize(1, 1)], Some(6)), "fine", "it was there");
+        assert_eq!(
+            said(&[resize(2, 2), resize(5, 3)], Some(6)),
+            "`--resize 5:3`: no step from there on had 3 ranks before the run ended"
+        );
+        assert!(said(&[resize(3, 2), resize(4, 1)], Some(6)).contains("4:1"));
+        assert_eq!(said(&[resize(4, 1)], None), "fine", "the user's wish");
     }
 }

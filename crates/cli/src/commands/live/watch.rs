@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::drive::Setup;
@@ -23,8 +23,7 @@ pub(super) enum Message {
 /// The ranks that are watched.
 pub(super) struct Watched<'a> {
     pub(super) setup: &'a Arc<Setup>,
-    /// How many there are.
-    pub(super) running: usize,
+    /// Each holds the other end until it has ended.
     pub(super) messages: Receiver<Message>,
     /// Ends them, when that is wanted and they do not see it by themselves.
     pub(super) end: &'a dyn Fn(),
@@ -32,41 +31,27 @@ pub(super) struct Watched<'a> {
 
 /// Shows what the ranks say until all have ended.
 ///
-/// # Arguments
-///
-/// - `follow` - sees to what a report asks for; how many ranks have come by that.
-///
 /// # Errors
 ///
 /// The first of a rank.
-pub(super) fn watch(
-    watched: Watched<'_>,
-    mut show: Show,
-    mut follow: impl FnMut(&RankStep) -> Result<usize>,
-) -> Result<Summary> {
+pub(super) fn watch(watched: Watched<'_>, mut show: Show) -> Result<Summary> {
     let Watched {
         setup,
-        mut running,
         messages,
         end,
     } = watched;
     let mut recorder = Recorder::new(setup.check.is_some());
     let mut failed = None;
     let mut drawn = Instant::now();
-    while running > 0 {
-        match messages.recv_timeout(FRAME).ok() {
-            Some(Message::Step(report)) => {
-                running += follow(&report)?;
-                show.steps(recorder.push(*report))?;
+    loop {
+        match messages.recv_timeout(FRAME) {
+            Ok(Message::Step(report)) => show.steps(recorder.push(*report))?,
+            Ok(Message::End(Ok(()))) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Message::End(Err(error))) => {
+                setup.stop.store(true, Ordering::Relaxed);
+                failed = failed.or(Some(error));
             }
-            Some(Message::End(result)) => {
-                running -= 1;
-                if let Err(error) = result {
-                    setup.stop.store(true, Ordering::Relaxed);
-                    failed = failed.or(Some(error));
-                }
-            }
-            None => {}
+            Err(RecvTimeoutError::Disconnected) => break,
         }
         if setup.stop.load(Ordering::Relaxed) {
             end();

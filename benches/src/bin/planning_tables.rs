@@ -290,7 +290,7 @@ fn budgets() {
         ("adaptive, layer_budgets", &shared),
     ];
     for (name, strategy) in strategies {
-        for redundant in [8, 16, 20, 24, 28, 32] {
+        for redundant in [8, 12, 16, 20, 24, 28, 32] {
             // Experts that ranks do not divide are refused by `eplb`.
             if !(EXPERTS + redundant).is_multiple_of(RANKS) && name == "eplb" {
                 continue;

@@ -88,7 +88,7 @@ fn a_live_group_takes_spares_in_and_gives_them_back() {
     assert!(summary["moved_bytes"].as_u64().unwrap() > 0);
 }
 
-/// Rank 0 leads the group; it is killed, too, and one more while the group grows.
+/// Rank 0 leads the group; it is killed, too, and one more when the group has grown again.
 #[test]
 fn a_live_group_goes_on_without_processes_that_are_killed() {
     let (steps, summary) = live(&[
@@ -101,13 +101,14 @@ fn a_live_group_goes_on_without_processes_that_are_killed() {
         "--resize",
         "10:5,15:4,60:3",
     ]);
-    // A spare comes, and three are killed.
+    // The one that left comes back: with the group that forms when rank 0 is killed if it waits by
+    // then, else for the step that wants three.
     let sizes = ranks(&steps);
-    assert_eq!(
-        (&sizes[..2], sizes.last()),
-        (&[4, 5][..], Some(&2)),
-        "{sizes:?}"
-    );
+    let at_once = [4, 5, 4, 3, 2];
+    let later = [4, 5, 4, 3, 2, 3, 2];
+    assert!(sizes == at_once || sizes == later, "{sizes:?}");
+    let all = steps.iter().find(|step| step["step"] == 61).unwrap();
+    assert_eq!(all["ranks"], 3, "{sizes:?}");
     assert_eq!(steps.len(), 90);
     assert_eq!(summary["wrong_outputs"], 0);
     assert!(

@@ -78,7 +78,7 @@ impl Activation {
     /// - `up` - `u`.
     pub fn apply(self, gate: f32, up: f32) -> f32 {
         let clamped = |limit: Option<f32>| match limit {
-            Some(limit) => (gate.min(limit), up.min(limit).max(-limit)),
+            Some(limit) => (at_most(gate, limit), within(up, limit)),
             None => (gate, up),
         };
         match self {
@@ -98,13 +98,26 @@ impl Activation {
                 let (g, u) = clamped(limit);
                 (u + beta) * g * sigmoid(alpha * g)
             }
-            Self::SwigluStep { limit } => silu(gate).min(limit) * up.min(limit).max(-limit),
+            Self::SwigluStep { limit } => at_most(silu(gate), limit) * within(up, limit),
             Self::SiluNoMul => silu(up),
             Self::GeluNoMul => gelu(up),
             Self::GeluTanhNoMul => gelu_tanh(up),
-            Self::Relu2NoMul => up.max(0.0).powi(2),
+            Self::Relu2NoMul => at_least(up, 0.0).powi(2),
         }
     }
+}
+
+// `f32::min` and `f32::max` hide a NaN.
+fn at_most(x: f32, limit: f32) -> f32 {
+    if x > limit { limit } else { x }
+}
+
+fn at_least(x: f32, limit: f32) -> f32 {
+    if x < limit { limit } else { x }
+}
+
+fn within(x: f32, limit: f32) -> f32 {
+    at_least(at_most(x, limit), -limit)
 }
 
 fn sigmoid(x: f32) -> f32 {
@@ -133,6 +146,26 @@ mod tests {
             (got - want).abs() <= 1e-6 * want.abs().max(1.0),
             "{got} {want}"
         );
+    }
+
+    #[test]
+    fn no_limit_hides_a_nan() {
+        let limit = Some(7.0);
+        for activation in [
+            Activation::Silu { limit },
+            Activation::Gelu { limit },
+            Activation::GeluTanh { limit },
+            Activation::SwigluOai {
+                alpha: 1.702,
+                beta: 1.0,
+                limit,
+            },
+            Activation::SwigluStep { limit: 7.0 },
+        ] {
+            assert!(activation.apply(f32::NAN, 1.0).is_nan(), "{activation:?}");
+            assert!(activation.apply(1.0, f32::NAN).is_nan(), "{activation:?}");
+        }
+        assert!(Activation::Relu2NoMul.apply(0.0, f32::NAN).is_nan());
     }
 
     /// Values computed with Python's `math` in double precision.

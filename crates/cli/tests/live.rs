@@ -1,10 +1,13 @@
 //! `moekit live` on a small checkpoint.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 
 use assert_cmd::prelude::*;
+use common::live_report;
 use serde_json::Value;
 
 fn command(tokens: &str) -> Command {
@@ -41,14 +44,7 @@ fn lines(arguments: &[&str]) -> (Vec<Value>, Value) {
 }
 
 fn told(command: &mut Command) -> (Vec<Value>, Value) {
-    let output = command.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let mut lines: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    let summary = lines.pop().unwrap()["summary"].clone();
-    (lines, summary)
+    live_report(&command.unwrap().stdout)
 }
 
 #[test]

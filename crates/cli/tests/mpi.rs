@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
-use common::{fixture, repository};
+use common::{fixture, group_sizes, live_report, repository};
 use serde_json::Value;
 
 /// Starts programs, each with its number of processes and the arguments of `moekit run`.
@@ -156,17 +156,7 @@ fn live(size: usize, args: &[&str]) -> (Vec<Value>, Value) {
     let checks = ["--invariant", "--check", "1"];
     let args = [&[&*checkpoint], &common[..], &settings, &checks, args].concat();
     let assert = start("live", &[(size, &args)]).success();
-    let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
-    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
-    let mut lines: Vec<Value> = lines.collect();
-    let summary = lines.pop().unwrap()["summary"].clone();
-    (lines, summary)
-}
-
-fn ranks(steps: &[Value]) -> Vec<u64> {
-    let mut ranks: Vec<u64> = steps.iter().map(|s| s["ranks"].as_u64().unwrap()).collect();
-    ranks.dedup();
-    ranks
+    live_report(&assert.get_output().stdout)
 }
 
 #[test]
@@ -182,7 +172,7 @@ fn a_live_group_takes_spares_in_and_gives_them_back() {
             "5:4,50:3,90:1",
         ],
     );
-    assert_eq!(ranks(&steps), [1, 4, 3, 1]);
+    assert_eq!(group_sizes(&steps), [1, 4, 3, 1]);
     assert_eq!(steps.len(), 120);
     assert_eq!(
         (&summary["wrong_outputs"], &summary["failures"]),
@@ -196,7 +186,7 @@ fn a_live_group_takes_spares_in_and_gives_them_back() {
 #[test]
 fn a_live_group_goes_on_without_a_process_that_is_lost_to_it() {
     let (steps, summary) = live(3, &["--steps", "60", "--lose", "20:1", "--resize", "40:3"]);
-    assert_eq!(ranks(&steps), [3, 2, 3], "it comes again as a spare");
+    assert_eq!(group_sizes(&steps), [3, 2, 3], "it comes again as a spare");
     assert_eq!(summary["wrong_outputs"], 0);
     assert!(
         summary["unserved_tokens"].as_u64().unwrap() > 0,

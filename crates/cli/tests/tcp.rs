@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use assert_cmd::assert::Assert;
-use common::{fixture, moekit, same_results};
+use common::{fixture, group_sizes, live_report, moekit, same_results};
 use serde_json::Value;
 
 /// Against a hang: far beyond what any run needs.
@@ -58,17 +58,7 @@ fn live(args: &[&str]) -> (Vec<Value>, Value) {
     let checks = ["--invariant", "--check", "1", "--json"];
     let args = [&[&*checkpoint], &common[..], &settings, &checks, args].concat();
     let assert = start("live", &args).success();
-    let text = String::from_utf8_lossy(&assert.get_output().stdout).into_owned();
-    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
-    let mut lines: Vec<Value> = lines.collect();
-    let summary = lines.pop().unwrap()["summary"].clone();
-    (lines, summary)
-}
-
-fn ranks(steps: &[Value]) -> Vec<u64> {
-    let mut ranks: Vec<u64> = steps.iter().map(|s| s["ranks"].as_u64().unwrap()).collect();
-    ranks.dedup();
-    ranks
+    live_report(&assert.get_output().stdout)
 }
 
 #[test]
@@ -81,7 +71,7 @@ fn a_live_group_takes_spares_in_and_gives_them_back() {
         "--resize",
         "5:4,50:3,90:1",
     ]);
-    assert_eq!(ranks(&steps), [1, 4, 3, 1]);
+    assert_eq!(group_sizes(&steps), [1, 4, 3, 1]);
     assert_eq!(steps.len(), 120);
     let nothing = (&summary["wrong_outputs"], &summary["failures"]);
     assert_eq!(nothing, (&0.into(), &0.into()));
@@ -103,7 +93,7 @@ fn a_live_group_goes_on_without_processes_that_are_killed() {
     ]);
     // The one that left comes back: with the group that forms when rank 0 is killed if it waits by
     // then, else for the step that wants three.
-    let sizes = ranks(&steps);
+    let sizes = group_sizes(&steps);
     let at_once = [4, 5, 4, 3, 2];
     let later = [4, 5, 4, 3, 2, 3, 2];
     assert!(sizes == at_once || sizes == later, "{sizes:?}");

@@ -123,7 +123,7 @@ impl dyn PlacementStrategy + '_ {
             return Err(PlacementError::precondition(
                 self.name(),
                 format!(
-                    "the plan {moves}, and no part of it will do: {other} in the placement in force"
+                    "the plan {moves}, and the placement in force cannot go a part of the way ({other}); it takes a budget of {received} slots"
                 ),
             ));
         }

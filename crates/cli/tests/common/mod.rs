@@ -227,3 +227,19 @@ pub(crate) fn same_results(
         "{context}"
     );
 }
+
+/// The steps and the summary of `moekit live --json`.
+pub(crate) fn live_report(stdout: &[u8]) -> (Vec<Value>, Value) {
+    let text = String::from_utf8_lossy(stdout);
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let mut lines: Vec<Value> = lines.collect();
+    let summary = lines.pop().unwrap()["summary"].clone();
+    (lines, summary)
+}
+
+/// The sizes of the group, one after the other.
+pub(crate) fn group_sizes(steps: &[Value]) -> Vec<u64> {
+    let mut ranks: Vec<u64> = steps.iter().map(|s| s["ranks"].as_u64().unwrap()).collect();
+    ranks.dedup();
+    ranks
+}

@@ -79,14 +79,6 @@ enum ExpertBytes {
     PerLayer(Vec<u64>),
 }
 
-/// What is cut.
-struct Cut<'a> {
-    current: &'a ModelPlacement,
-    next: &'a ModelPlacement,
-    load: &'a ExpertLoad,
-    budget: StepBudget,
-}
-
 impl<'a> MigrationPlanner<'a> {
     /// All ranks alive, as many staging buffers as it takes, bytes not known.
     pub fn new(topology: &'a Topology) -> Self {
@@ -231,13 +223,9 @@ impl<'a> MigrationPlanner<'a> {
         load: &ExpertLoad,
         budget: StepBudget,
     ) -> Result<MigrationCut, PlacementError> {
-        let cut = Cut {
-            current,
-            next,
-            load,
-            budget,
-        };
-        self.carry_out(&cut, usize::MAX).map(|(cut, _)| cut)
+        let group = Group::new(self.topology, &self.lost);
+        let ends = self.ends_of_cut(current, next, load, &group)?;
+        self.carry_out(&ends, load, budget, usize::MAX, &group)
     }
 
     /// As [`MigrationPlanner::cut`], but it ends where the largest rank loads, summed over the layers,
@@ -254,62 +242,81 @@ impl<'a> MigrationPlanner<'a> {
         load: &ExpertLoad,
         budget: StepBudget,
     ) -> Result<MigrationCut, PlacementError> {
-        let cut = Cut {
-            current,
-            next,
-            load,
-            budget,
-        };
-        let (_, best) = self.carry_out(&cut, usize::MAX)?;
-        self.carry_out(&cut, best).map(|(cut, _)| cut)
+        let group = Group::new(self.topology, &self.lost);
+        let ends = self.ends_of_cut(current, next, load, &group)?;
+        let mut layers = self.layers_of_cut(&ends, load, budget, &group)?;
+        let best = spend(&mut layers, budget, usize::MAX)?.best_units;
+        self.carry_out(&ends, load, budget, best, &group)
     }
 
-    /// The first `most_units` units of a cut, and the number of them after which loads were lowest.
+    /// The first `most_units` units of a cut.
     fn carry_out(
         &self,
-        cut: &Cut<'_>,
+        ends: &[(Placement, Placement)],
+        load: &ExpertLoad,
+        budget: StepBudget,
         most_units: usize,
-    ) -> Result<(MigrationCut, usize), PlacementError> {
-        same_layers("the load", cut.load.num_layers(), cut.current)?;
-        same(
-            "number of experts in the load",
-            cut.load.num_experts(),
-            cut.current.num_logical_experts(),
-        )?;
-        let group = Group::new(self.topology, &self.lost);
-        let ends = self.ends(cut.current, cut.next, &group)?;
-        let mut layers = Vec::with_capacity(ends.len());
-        for ((l, (from, to)), load) in ends.iter().enumerate().zip(cut.load.layers()) {
-            let bytes = self.bytes_of(l);
-            let cost = match cut.budget {
-                StepBudget::Slots(_) => 1,
-                StepBudget::Bytes(_) => bytes.ok_or(PlacementError::ExpertBytes {
-                    problem: "a budget in bytes needs them, and the planner was not told",
-                })?,
-            };
-            layers.push(Layer::new(Walk::new(from, to, &group), load, cost, bytes));
-        }
+        group: &Group<'_>,
+    ) -> Result<MigrationCut, PlacementError> {
+        let mut layers = self.layers_of_cut(ends, load, budget, group)?;
         let before: f64 = layers.iter().map(Layer::largest_load).sum();
-        let taken = spend(&mut layers, cut.budget, most_units)?;
+        let taken = spend(&mut layers, budget, most_units)?;
         let mut reached = Vec::with_capacity(ends.len());
         let mut after = 0.0;
-        for (layer, (_, to)) in layers.iter().zip(&ends) {
+        for (layer, (_, to)) in layers.iter().zip(ends) {
             let placement = layer.walk.reached(to)?;
-            let walk = Walk::new(&placement, to, &group);
+            let walk = Walk::new(&placement, to, group);
             after += Loads::of(walk.slots(), layer.load).largest();
             reached.push(placement);
         }
         let first = ends.iter().zip(&reached).map(|((from, _), to)| (from, to));
-        let rest = reached.iter().zip(&ends).map(|(from, (_, to))| (from, to));
-        let cut = MigrationCut {
-            first: self.plan_layers(first, &group)?,
-            rest: self.plan_layers(rest, &group)?,
+        let rest = reached.iter().zip(ends).map(|(from, (_, to))| (from, to));
+        Ok(MigrationCut {
+            first: self.plan_layers(first, group)?,
+            rest: self.plan_layers(rest, group)?,
             reached: ModelPlacement::new(reached)?,
             slots: taken.slots,
             bytes: taken.bytes,
             gain: before - after,
-        };
-        Ok((cut, taken.best_units))
+        })
+    }
+
+    fn layers_of_cut<'l>(
+        &self,
+        ends: &[(Placement, Placement)],
+        load: &'l ExpertLoad,
+        budget: StepBudget,
+        group: &Group<'_>,
+    ) -> Result<Vec<Layer<'l>>, PlacementError> {
+        let layers = ends.iter().enumerate().zip(load.layers());
+        layers
+            .map(|((l, (from, to)), load)| {
+                let bytes = self.bytes_of(l);
+                let cost = match budget {
+                    StepBudget::Slots(_) => 1,
+                    StepBudget::Bytes(_) => bytes.ok_or(PlacementError::ExpertBytes {
+                        problem: "a budget in bytes needs them, and the planner was not told",
+                    })?,
+                };
+                Ok(Layer::new(Walk::new(from, to, group), load, cost, bytes))
+            })
+            .collect()
+    }
+
+    fn ends_of_cut(
+        &self,
+        current: &ModelPlacement,
+        next: &ModelPlacement,
+        load: &ExpertLoad,
+        group: &Group<'_>,
+    ) -> Result<Vec<(Placement, Placement)>, PlacementError> {
+        same_layers("the load", load.num_layers(), current)?;
+        same(
+            "number of experts in the load",
+            load.num_experts(),
+            current.num_logical_experts(),
+        )?;
+        self.ends(current, next, group)
     }
 
     /// The placements of each layer over the ranks of the group, checked.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
+use moekit::placement::linked_strategies;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -123,14 +124,42 @@ where
             format!("unknown key `{key}`; the keys are the flags of the command, without `--`");
         return Err(CliError::file(file, message));
     }
+    let flags = to_map(flags)?;
     let directory = file.parent().unwrap_or(Path::new("."));
+    locate(&mut config, paths, directory);
+    let name = flags.get(NAME_KEY).or(config.get(NAME_KEY));
+    let settings = paths_of(name.and_then(Value::as_str));
+    if let Some(Value::Object(set)) = config.get_mut("set") {
+        locate(set, &settings, directory);
+    }
+    overlay(&mut config, flags);
+    serde_json::from_value(Value::Object(config)).map_err(|e| CliError::file(file, e))
+}
+
+/// Makes paths of a file relative to its directory.
+fn locate(config: &mut Map<String, Value>, paths: &[impl AsRef<str>], directory: &Path) {
     for key in paths {
-        if let Some(Value::String(path)) = config.get_mut(*key) {
+        if let Some(Value::String(path)) = config.get_mut(key.as_ref()) {
             *path = directory.join(PathBuf::from(&*path)).display().to_string();
         }
     }
-    overlay(&mut config, to_map(flags)?);
-    serde_json::from_value(Value::Object(config)).map_err(|e| CliError::file(file, e))
+}
+
+/// The settings of a strategy that are paths: those whose schema has the format `path`. Of a strategy
+/// that is not linked there are none; asking for it will say so.
+fn paths_of(strategy: Option<&str>) -> Vec<String> {
+    let registry = linked_strategies().ok();
+    let schema = registry.zip(strategy).and_then(|(registry, name)| {
+        let descriptor = registry.get(name).ok()?;
+        Some((descriptor.schema)())
+    });
+    let properties = schema.as_ref().and_then(|s| s["properties"].as_object());
+    properties
+        .into_iter()
+        .flatten()
+        .filter(|(_, property)| property["format"] == "path")
+        .map(|(key, _)| key.clone())
+        .collect()
 }
 
 fn to_map(options: &impl Serialize) -> Result<Map<String, Value>> {
@@ -231,6 +260,24 @@ mod tests {
             strategy_config("eplb", &options.set),
             json!({"strategy": "eplb", "mode": "auto", "x": 2, "y": [1]})
         );
+    }
+
+    #[test]
+    fn paths_among_settings_are_relative_to_the_file() {
+        moekit::builtins();
+        let text = "strategy = 'fixed'\nset = { file = 'p.json' }";
+        let options = merged(text, &Options::default()).unwrap();
+        let file = options.set[0].value.as_str().unwrap();
+        assert!(
+            Path::new(file).is_absolute() && file.ends_with("p.json"),
+            "{file}"
+        );
+        // On the command line to where it is run.
+        let flags = Options {
+            set: vec![parse_setting("file=q.json").unwrap()],
+            ..Options::default()
+        };
+        assert_eq!(merged(text, &flags).unwrap().set[0].value, json!("q.json"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use clap::Args;
 use moekit::placement::{
     MigrationBudget, PlacementRequest, PlacementStrategy, Topology, strategy_from_value,
 };
+use moekit::quant::MoeLayerSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Setting, parse_setting, settings, strategy_config};
@@ -91,6 +92,34 @@ impl GroupOptions {
             Some(redundant) => request.with_redundant_experts(redundant)?,
             None => request,
         })
+    }
+
+    /// A request for the MoE layers of a model, without a load.
+    pub(crate) fn request_for<'a>(
+        &self,
+        layers: &[MoeLayerSpec],
+        topology: &'a Topology,
+    ) -> Result<PlacementRequest<'a>> {
+        let first = layers
+            .first()
+            .ok_or_else(|| CliError::usage("the checkpoint has no MoE layers"))?;
+        check_equal_size(layers, first)?;
+        let request = self.request(layers.len(), first.num_experts, topology)?;
+        Ok(match first.router.groups {
+            Some(groups) => request.with_expert_groups(groups.num_groups)?,
+            None => request,
+        })
+    }
+}
+
+/// Whether all layers have as many experts as the first: one plan places layers of equal size.
+fn check_equal_size(layers: &[MoeLayerSpec], first: &MoeLayerSpec) -> Result<()> {
+    match layers.iter().find(|l| l.num_experts != first.num_experts) {
+        Some(other) => Err(CliError::usage(format!(
+            "layer {} has {} experts and layer {} has {}: one plan places layers of equal size",
+            first.layer, first.num_experts, other.layer, other.num_experts
+        ))),
+        None => Ok(()),
     }
 }
 

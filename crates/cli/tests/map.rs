@@ -132,6 +132,39 @@ fn a_table_for_people() {
 }
 
 #[test]
+fn a_layer_of_a_placement() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.json");
+    let path = file.to_str().unwrap();
+    let layers = r#"[{"physical_to_logical": [0, 1, 2], "rank_offsets": [0, 1, 3]},
+        {"physical_to_logical": [2, 1, 0, 2], "rank_offsets": [0, 2, 4]}]"#;
+    let text = format!(
+        r#"{{"format": "moekit-placement", "version": 1, "num_logical_experts": 3, "num_ranks": 2,
+        "layers": {layers}}}"#
+    );
+    std::fs::write(&file, text).unwrap();
+    let map = |args: &[&str]| json(&[&["map", "--placement", path, "--json"], args].concat());
+    assert_eq!(map(&[])["physical_to_global"], json!([0, 1, 2]));
+    let second = map(&["--layer", "1"]);
+    assert_eq!(second["physical_to_global"], json!([2, 1, 0, 2]));
+    assert_eq!(second["ranks"][1]["expert_map"], json!([0, -1, 1]));
+
+    let error = |args: &[&str]| failure(&[&["map", "--placement", path], args].concat());
+    assert!(error(&["--layer", "2"]).contains("`--layer 2` is none of the 2 of"));
+    for (flag, value) in [
+        ("--experts", "3"),
+        ("--ranks", "2"),
+        ("--strategy", "linear"),
+        ("--set", "x=1"),
+        ("--redundant", "0"),
+    ] {
+        let error = error(&[flag, value]);
+        assert!(error.contains(flag) && error.contains("exclude"), "{error}");
+    }
+    assert!(failure(&["map", "--experts", "3", "--layer", "0"]).contains("--placement"));
+}
+
+#[test]
 fn faults_are_named() {
     assert!(failure(&["map"]).contains("`--experts` is missing"));
     assert!(failure(&["map", "--experts", "0"]).contains("at least 1 logical expert, got 0"));

@@ -77,30 +77,6 @@ impl SharedExpertsConfig {
     }
 }
 
-/// Gate tensors of a checkpoint, in host memory.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct GateTensors {
-    /// `[num_experts, hidden_size]`
-    pub weight: Vec<f32>,
-    /// `[num_experts]`
-    pub bias: Option<Vec<f32>>,
-    /// `[num_experts]`
-    pub correction_bias: Option<Vec<f32>>,
-    /// Gate of the shared experts, `[hidden_size]`.
-    pub shared_gate: Option<Vec<f32>>,
-}
-
-impl GateTensors {
-    /// A gate of weights alone.
-    pub fn new(weight: Vec<f32>) -> Self {
-        Self {
-            weight,
-            ..Self::default()
-        }
-    }
-}
-
 /// Configuration of a [`FusedMoe`](crate::FusedMoe).
 ///
 /// ```

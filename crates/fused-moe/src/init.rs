@@ -11,9 +11,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::FusedMoeError;
-use crate::config::{FusedMoeConfig, GateTensors, SharedExpertsConfig};
+use crate::config::{FusedMoeConfig, SharedExpertsConfig};
 use crate::experts::{ExpertMath, ExpertShape, Experts, PackedExperts, TrainableExperts};
 use crate::gate::Gate;
+use crate::gate_tensors::GateTensors;
 use crate::layer::{FusedMoe, Parts, PreviousCounts};
 use crate::routing::{FixedTable, LayerRouting, experts_of};
 use crate::shard::Sharding;

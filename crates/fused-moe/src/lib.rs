@@ -37,6 +37,7 @@ mod dispatch;
 mod error;
 mod experts;
 mod gate;
+mod gate_tensors;
 mod host;
 mod init;
 mod layer;
@@ -45,7 +46,7 @@ mod routing;
 mod shard;
 mod shared;
 
-pub use config::{Compute, FusedMoeConfig, GateTensors, SharedExpertsConfig};
+pub use config::{Compute, FusedMoeConfig, SharedExpertsConfig};
 pub use dispatch::{
     DispatchHandle, Dispatched, ExpertOutputs, HiddenRows, Local, RankTokens, RoutedTokens,
     TokenDispatcher,
@@ -53,6 +54,7 @@ pub use dispatch::{
 pub use error::FusedMoeError;
 pub use experts::{Experts, PackedExperts, Reduction, TrainableExperts};
 pub use gate::{CustomRouting, Gate};
+pub use gate_tensors::GateTensors;
 pub use layer::{ForwardOptions, FusedMoe, FusedMoeOutput};
 pub use routing::LayerRouting;
 pub use shared::SharedExperts;

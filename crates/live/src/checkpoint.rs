@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use moekit_fused_moe::{FusedMoeConfig, GateTensors};
-use moekit_quant::{
-    ExpertMlp, ExpertWeights, MoeLayerSpec, QuantBackend, QuantError, TensorSource, read_floats,
-};
+use moekit_quant::{ExpertMlp, ExpertWeights, MoeLayerSpec, QuantBackend, TensorSource};
 use moekit_routing::{LogicalExpert, Placement, Rank, RankView, RoutingTable, Topology};
 
 use crate::error::SourceError;
@@ -47,7 +45,8 @@ impl CheckpointExperts {
         let num_layers = self.layers.len();
         let unknown = LiveError::UnknownLayer { layer, num_layers };
         let spec = self.layers.get(layer).ok_or(unknown)?;
-        let parts = LayerParts::new(spec.clone(), config, self.gate(spec)?);
+        let gate = GateTensors::read(spec, self.tensors.as_ref())?;
+        let parts = LayerParts::new(spec.clone(), config, gate);
         if spec.shared.is_none() {
             return Ok(parts);
         }
@@ -68,24 +67,6 @@ impl CheckpointExperts {
         Ok(self
             .backend
             .load_experts(spec, self.tensors.as_ref(), &view)?)
-    }
-
-    fn gate(&self, spec: &MoeLayerSpec) -> Result<GateTensors, QuantError> {
-        let (experts, hidden) = (spec.num_experts, spec.hidden_size);
-        let read = |name: &Option<String>, len: usize| {
-            name.as_ref()
-                .map(|name| read_floats(self.tensors.as_ref(), name, len))
-                .transpose()
-        };
-        let weight = read_floats(self.tensors.as_ref(), &spec.router.weight, experts * hidden)?;
-        let mut gate = GateTensors::new(weight);
-        gate.bias = read(&spec.router.bias, experts)?;
-        gate.correction_bias = read(&spec.router.correction_bias, experts)?;
-        gate.shared_gate = match &spec.shared {
-            Some(shared) => read(&shared.gate, hidden)?,
-            None => None,
-        };
-        Ok(gate)
     }
 }
 

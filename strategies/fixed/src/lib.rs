@@ -34,6 +34,7 @@ const NAME: &str = "fixed";
 pub struct Fixed {
     /// A placement file (format `moekit-placement`, JSON), as `moekit plan --out` writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
     pub file: Option<PathBuf>,
     /// The same, in place.
     #[serde(skip_serializing_if = "Option::is_none")]

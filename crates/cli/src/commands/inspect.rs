@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use moekit::checkpoint::Checkpoint;
+use moekit::fused_moe::GateTensors;
 use moekit::kernels::PreparedExpert;
 use moekit::quant::{
-    Activation, ExpertWeights, MoeLayerSpec, QuantBackend, QuantError, RouterSpec,
-    SharedExpertsSpec, backend_for, check_floats,
+    Activation, ExpertWeights, MoeLayerSpec, QuantBackend, RouterSpec, SharedExpertsSpec,
+    backend_for,
 };
 use moekit::routing::{ExpertRouting, Placement, Rank, RankView, RoutingTable, Topology};
 use serde::Serialize;
@@ -67,10 +68,12 @@ impl Inspect {
         let model = checkpoint.model()?;
         let backend = backend_for(checkpoint.quantization_config())?;
         let topology = self.group.topology()?;
+        let placements = self.placements(&model.layers, &topology)?;
         let layers = model
             .layers
             .iter()
-            .map(|layer| self.layer(layer, &checkpoint, backend.as_ref(), &topology))
+            .zip(&placements)
+            .map(|(layer, placement)| layer_report(layer, placement, &checkpoint, backend.as_ref()))
             .collect::<Result<_>>()?;
         let report = Report {
             model_type: model.model_type,
@@ -89,62 +92,49 @@ impl Inspect {
         }
     }
 
-    fn layer(
-        &self,
-        spec: &MoeLayerSpec,
-        checkpoint: &Checkpoint,
-        backend: &dyn QuantBackend,
-        topology: &Topology,
-    ) -> Result<LayerReport> {
-        let mut request = self.group.request(1, spec.num_experts, topology)?;
-        if let Some(groups) = spec.router.groups {
-            request = request.with_expert_groups(groups.num_groups)?;
+    /// A placement for each layer. Layers of another size than the first are a plan of their own.
+    fn placements(&self, layers: &[MoeLayerSpec], topology: &Topology) -> Result<Vec<Placement>> {
+        let strategy = self.group.strategy()?;
+        let mut placements = Vec::with_capacity(layers.len());
+        for alike in layers.chunk_by(|a, b| a.num_experts == b.num_experts) {
+            let plan = strategy.plan(&self.group.request_for(alike, topology)?)?;
+            placements.extend_from_slice(plan.layers());
         }
-        let plan = self.group.strategy()?.plan(&request)?;
-        let all = one_rank(spec.num_experts)?;
-        // Views of a mapped file: no weight is read.
-        let loaded = spec
-            .check()
-            .and_then(|()| check_gate(spec, checkpoint))
-            .and_then(|()| backend.load_experts(spec, checkpoint, &all));
-        let (sizes, memory, formats) = match &loaded {
-            Ok(weights) => (expert_bytes(weights), memory(weights)?, formats(weights)),
-            Err(_) => (vec![0; spec.num_experts], 0, Vec::new()),
-        };
-        Ok(LayerReport {
-            layer: spec.layer,
-            num_experts: spec.num_experts,
-            top_k: spec.top_k,
-            hidden_size: spec.hidden_size,
-            intermediate_size: spec.intermediate_size,
-            router: spec.router.clone(),
-            activation: spec.activation,
-            shared: spec.shared.clone(),
-            formats,
-            bytes_per_expert: sizes.iter().copied().max().unwrap_or(0),
-            memory_per_expert: memory,
-            bytes_per_rank: bytes_per_rank(&plan.layers()[0], &sizes),
-            unsupported: loaded.err().map(|error| error.to_string()),
-        })
+        Ok(placements)
     }
 }
 
-/// Whether the tensors of the gate are there, with the type and size that a run needs.
-fn check_gate(spec: &MoeLayerSpec, checkpoint: &Checkpoint) -> Result<(), QuantError> {
-    let (experts, hidden) = (spec.num_experts, spec.hidden_size);
-    let router = &spec.router;
-    let shared_gate = spec.shared.as_ref().and_then(|s| s.gate.as_ref());
-    for (name, len) in [
-        (Some(&router.weight), experts * hidden),
-        (router.bias.as_ref(), experts),
-        (router.correction_bias.as_ref(), experts),
-        (shared_gate, hidden),
-    ] {
-        if let Some(name) = name {
-            check_floats(checkpoint, name, len)?;
-        }
-    }
-    Ok(())
+fn layer_report(
+    spec: &MoeLayerSpec,
+    placement: &Placement,
+    checkpoint: &Checkpoint,
+    backend: &dyn QuantBackend,
+) -> Result<LayerReport> {
+    let all = one_rank(spec.num_experts)?;
+    // Views of a mapped file: no weight is read.
+    let loaded = spec
+        .check()
+        .and_then(|()| GateTensors::check(spec, checkpoint))
+        .and_then(|()| backend.load_experts(spec, checkpoint, &all));
+    let (sizes, memory, formats) = match &loaded {
+        Ok(weights) => (expert_bytes(weights), memory(weights)?, formats(weights)),
+        Err(_) => (vec![0; spec.num_experts], 0, Vec::new()),
+    };
+    Ok(LayerReport {
+        layer: spec.layer,
+        num_experts: spec.num_experts,
+        top_k: spec.top_k,
+        hidden_size: spec.hidden_size,
+        intermediate_size: spec.intermediate_size,
+        router: spec.router.clone(),
+        activation: spec.activation,
+        shared: spec.shared.clone(),
+        formats,
+        bytes_per_expert: sizes.iter().copied().max().unwrap_or(0),
+        memory_per_expert: memory,
+        bytes_per_rank: bytes_per_rank(placement, &sizes),
+        unsupported: loaded.err().map(|error| error.to_string()),
+    })
 }
 
 /// All experts on one rank, in order.

@@ -1,8 +1,9 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use moekit::eval::placement_file;
 use moekit::placement::Topology;
-use moekit::routing::{LogicalExpert, PhysicalExpert, Rank, RoutingTable};
+use moekit::routing::{LogicalExpert, PhysicalExpert, Placement, Rank, RoutingTable};
 use serde::{Deserialize, Serialize};
 
 use crate::config::merge;
@@ -34,6 +35,14 @@ struct MapOptions {
     #[command(flatten)]
     #[serde(flatten)]
     group: GroupOptions,
+    /// A placement as `moekit plan --out` writes it, in place of `--experts`, `--ranks` and a strategy
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<PathBuf>,
+    /// The layer of `--placement` to look at [default: 0]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<usize>,
     #[command(flatten)]
     #[serde(flatten)]
     report: ReportOptions,
@@ -59,14 +68,13 @@ struct RankReport {
 impl Map {
     pub(crate) fn run(self) -> Result<()> {
         let options = match &self.config {
-            Some(file) => merge(&self.options, file, &[])?,
+            Some(file) => merge(&self.options, file, &["placement"])?,
             None => self.options,
         };
-        let experts = options.experts.ok_or_else(|| {
-            CliError::usage("`--experts` is missing: the number of logical experts")
-        })?;
-        let topology = options.group.topology()?;
-        let table = table(&options, experts, topology)?;
+        let table = match &options.placement {
+            Some(file) => options.given(file)?,
+            None => options.planned()?,
+        };
         let report = Report::of(&table);
         if options.report.json {
             print_json(&report)
@@ -76,16 +84,62 @@ impl Map {
     }
 }
 
-fn table(options: &MapOptions, experts: usize, topology: Topology) -> Result<RoutingTable> {
-    let request = options.group.request(1, experts, &topology)?;
-    let plan = options.group.strategy()?.plan(&request)?;
-    let placement = plan.layers()[0].clone();
-    Ok(RoutingTable::new(
-        placement,
-        topology,
-        options.shared.unwrap_or(0),
-        0,
-    )?)
+impl MapOptions {
+    /// The table of what the strategy places.
+    fn planned(&self) -> Result<RoutingTable> {
+        if let Some(layer) = self.layer {
+            return Err(CliError::usage(format!(
+                "`--layer {layer}` is one of `--placement`, which is not given"
+            )));
+        }
+        let experts = self.experts.ok_or_else(|| {
+            CliError::usage("`--experts` is missing: the number of logical experts")
+        })?;
+        let topology = self.group.topology()?;
+        let request = self.group.request(1, experts, &topology)?;
+        let plan = self.group.strategy()?.plan(&request)?;
+        self.table(plan.layers()[0].clone(), topology)
+    }
+
+    /// The table of one layer of a placement.
+    fn given(&self, file: &Path) -> Result<RoutingTable> {
+        if let Some(flag) = self.decided_by_placement() {
+            return Err(CliError::usage(format!(
+                "`--{flag}` and `--placement` exclude each other: the placement says it"
+            )));
+        }
+        let placement = placement_file::read(file)?;
+        let (layer, num_layers) = (self.layer.unwrap_or(0), placement.num_layers());
+        let one = placement.layers().get(layer).ok_or_else(|| {
+            CliError::usage(format!(
+                "`--layer {layer}` is none of the {num_layers} of {}, counted from 0",
+                file.display()
+            ))
+        })?;
+        let topology = GroupOptions {
+            ranks: Some(placement.num_ranks()),
+            ..self.group.clone()
+        }
+        .topology()?;
+        self.table(one.clone(), topology)
+    }
+
+    fn decided_by_placement(&self) -> Option<&'static str> {
+        [
+            ("experts", self.experts.is_some()),
+            ("ranks", self.group.ranks.is_some()),
+            ("strategy", self.group.strategy.is_some()),
+            ("set", !self.group.set.is_empty()),
+            ("redundant", self.group.redundant.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    fn table(&self, placement: Placement, topology: Topology) -> Result<RoutingTable> {
+        let shared = self.shared.unwrap_or(0);
+        Ok(RoutingTable::new(placement, topology, shared, 0)?)
+    }
 }
 
 impl Report {

@@ -29,7 +29,7 @@ use moekit::fused_moe::Reduction;
 use moekit::kernels::CpuKernel;
 use moekit::live::{CheckpointExperts, LiveConfig, LiveError};
 use moekit::parallel::TcpGroup;
-use moekit::placement::{ModelPlacement, PlacementRequest, PlacementStrategy};
+use moekit::placement::{ModelPlacement, PlacementStrategy};
 use moekit::quant::{MoeLayerSpec, QuantBackend, TensorSource, backend_for};
 use moekit::routing::ReplicaSelector;
 use serde::{Deserialize, Serialize};
@@ -356,15 +356,9 @@ impl LiveOptions {
             ..self.group.clone()
         }
         .topology()?;
-        let first = specs.first();
-        let experts = first.map_or(0, |spec| spec.num_experts);
-        let slots = experts.saturating_add(self.group.redundant.unwrap_or(0));
-        let even = vec![slots.div_ceil(self.ranks()); self.ranks()];
-        let request = PlacementRequest::new(specs.len(), experts, &topology)?;
-        let mut request = request.with_slots_per_rank(even)?;
-        if let Some(groups) = first.and_then(|spec| spec.router.groups) {
-            request = request.with_expert_groups(groups.num_groups)?;
-        }
+        let request = self.group.request_for(specs, &topology)?;
+        let even = vec![request.num_slots().div_ceil(self.ranks()); self.ranks()];
+        let request = request.with_slots_per_rank(even)?;
         Ok(strategy.plan(&request)?)
     }
 

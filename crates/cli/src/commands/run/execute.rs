@@ -12,7 +12,7 @@ use moekit::fused_moe::{
 use moekit::kernels::{ActivationQuantMode, CpuKernel};
 use moekit::parallel::EpDispatcher;
 use moekit::placement::even_offsets;
-use moekit::quant::{MoeLayerSpec, QuantBackend, QuantError, read_floats};
+use moekit::quant::{MoeLayerSpec, QuantBackend};
 use moekit::routing::{
     PhysicalExpert, Placement, Rank, ReplicaSelector, RoutingTable, RoutingTableProvider, Topology,
 };
@@ -96,7 +96,7 @@ impl Group<'_> {
             fused,
             0,
         )?);
-        let gate = self.gate(spec)?;
+        let gate = GateTensors::read(spec, self.checkpoint)?;
         let num_ranks = table.num_ranks();
         let shares = even_offsets(input.len() / spec.hidden_size, num_ranks);
         let ranks = self.ranks.run(num_ranks, |comm| {
@@ -156,25 +156,6 @@ impl Group<'_> {
             .with_kernel(self.kernel.clone())
             .with_activation_quant(self.activation_quant)
             .init_packed(gate, Arc::new(weights), &Device::flex())
-    }
-
-    /// The tensors of the gate, which every rank has.
-    fn gate(&self, spec: &MoeLayerSpec) -> Result<GateTensors, QuantError> {
-        let (experts, hidden) = (spec.num_experts, spec.hidden_size);
-        let read = |name: &Option<String>, len: usize| {
-            name.as_ref()
-                .map(|name| read_floats(self.checkpoint, name, len))
-                .transpose()
-        };
-        let weight = read_floats(self.checkpoint, &spec.router.weight, experts * hidden)?;
-        let mut gate = GateTensors::new(weight);
-        gate.bias = read(&spec.router.bias, experts)?;
-        gate.correction_bias = read(&spec.router.correction_bias, experts)?;
-        gate.shared_gate = match &spec.shared {
-            Some(shared) => read(&shared.gate, hidden)?,
-            None => None,
-        };
-        Ok(gate)
     }
 }
 

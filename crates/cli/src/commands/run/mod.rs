@@ -234,28 +234,9 @@ impl RunOptions {
 
     /// Places all MoE layers of the model, whichever of them run.
     fn plan(&self, model: &MoeModelSpec, topology: &Topology) -> Result<ModelPlacement> {
-        let first = model
-            .layers
-            .first()
-            .ok_or_else(|| CliError::usage("the checkpoint has no MoE layers"))?;
-        if let Some(other) = model
-            .layers
-            .iter()
-            .find(|l| l.num_experts != first.num_experts)
-        {
-            return Err(CliError::usage(format!(
-                "layer {} has {} experts and layer {} has {}: one plan places layers of equal size",
-                first.layer, first.num_experts, other.layer, other.num_experts
-            )));
-        }
         let observed = self.load.as_deref().map(load_file::read).transpose()?;
         let load = observed.as_ref().map(LoadFile::total);
-        let mut request = self
-            .group
-            .request(model.layers.len(), first.num_experts, topology)?;
-        if let Some(groups) = first.router.groups {
-            request = request.with_expert_groups(groups.num_groups)?;
-        }
+        let mut request = self.group.request_for(&model.layers, topology)?;
         if let Some(load) = &load {
             request = request.with_load(load)?;
         }

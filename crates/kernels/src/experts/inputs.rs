@@ -11,6 +11,9 @@ use crate::prepared::FEATURES;
 use crate::rows::{Rows, Widen, with_rows};
 use crate::{CpuKernel, Isa};
 
+/// Rows that one task quantizes.
+const ROWS_PER_TASK: usize = 8;
+
 /// Which rows of a batch are quantized how. Linears with the same input share it: gate and up, and
 /// the experts of a token.
 #[derive(Debug, Default)]
@@ -28,6 +31,27 @@ struct QuantizedRow {
     weight: f32,
     quant: ActivationQuant,
     input: Input,
+}
+
+impl QuantizedRow {
+    fn quantize<A: Widen + Default>(&self, isa: Isa, x: &[A], out: &mut [f32]) {
+        if self.input == Input::Int8 {
+            let units = int8_units(x.len().next_multiple_of(FEATURES));
+            let op = Quantize {
+                quant: self.quant,
+                values: x,
+                weight: self.weight,
+                units: bytemuck::cast_slice_mut(&mut out[..units]),
+            };
+            // SAFETY: the instruction set is an available one.
+            unsafe { isa.dispatch(op) };
+            return;
+        }
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x.widen() * self.weight;
+        }
+        self.quant.apply(out);
+    }
 }
 
 impl InputPlan {
@@ -91,37 +115,38 @@ impl InputPlan {
         self.rows.len()
     }
 
-    /// The rows, quantized and dequantized, or the bits of the units of their integers:
-    /// `[len, hidden_size]`.
+    /// Values from one row to the next.
+    pub(super) fn stride(&self, hidden_size: usize) -> usize {
+        match self.rows.iter().all(|row| row.input == Input::Int8) {
+            true => int8_units(hidden_size.next_multiple_of(FEATURES)),
+            false => hidden_size,
+        }
+    }
+
+    /// Writes the rows, quantized and dequantized, or the bits of the units of their integers:
+    /// `[len, stride]`.
     pub(super) fn quantize(
         &self,
         kernel: &CpuKernel,
         hidden: Rows<'_>,
         hidden_size: usize,
         isa: Isa,
-    ) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows.len() * hidden_size];
-        let rows = out.chunks_mut(hidden_size.max(1)).zip(&self.rows);
+        out: &mut [f32],
+    ) {
+        if self.rows.is_empty() {
+            return;
+        }
+        let stride = self.stride(hidden_size);
+        let parts = out.chunks_mut(ROWS_PER_TASK * stride);
+        let parts = parts.zip(self.rows.chunks(ROWS_PER_TASK)).collect();
         with_rows!(hidden, values => {
-            kernel.spread(rows.collect(), |(out, planned)| {
-                let x = &values[planned.row * hidden_size..];
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out = x.widen() * planned.weight;
-                }
-                match planned.input {
-                    Input::Int8 => {
-                        let units = int8_units(hidden_size.next_multiple_of(FEATURES));
-                        let values = out.to_vec();
-                        let units = bytemuck::cast_slice_mut(&mut out[..units]);
-                        let op = Quantize { quant: planned.quant, values: &values, units };
-                        // SAFETY: the instruction set is an available one.
-                        unsafe { isa.dispatch(op) };
-                    }
-                    _ => planned.quant.apply(out),
+            kernel.spread(parts, |(out, rows)| {
+                for (out, planned) in out.chunks_mut(stride).zip(rows) {
+                    let x = &values[planned.row * hidden_size..][..hidden_size];
+                    planned.quantize(isa, x, out);
                 }
             });
         });
-        out
     }
 
     /// The rows of [`InputPlan::quantize`] that gate and up take in a slot; `None` where they take

@@ -129,19 +129,23 @@ impl<'a> Job<'a> {
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let (hidden, width) = (self.batch.hidden(), self.batch.hidden_size());
-        let quantized = self.inputs.quantize(kernel, hidden, width, self.isa);
         let terms = match self.outputs {
             Outputs::Slots => 0,
             Outputs::Terms => self.grouped.len() * self.terms_width(),
         };
         let Workspace {
+            quantized,
             intermediate,
             terms: terms_buffer,
             threads,
         } = workspace;
+        let quantized = quantized.reserve(self.inputs.len() * self.inputs.stride(width))?;
+        let quantized: &mut [f32] = bytemuck::cast_slice_mut(quantized);
+        self.inputs
+            .quantize(kernel, hidden, width, self.isa, quantized);
         let work = Work::new(
             self,
-            &quantized,
+            quantized,
             Shared::new(intermediate.reserve(self.grouped.len() * self.units)?),
             Shared::new(bytemuck::cast_slice_mut(terms_buffer.reserve(terms)?)),
             Shared::new(out),

@@ -27,6 +27,7 @@ impl Workspaces {
 /// The buffers of a call.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
+    pub(super) quantized: Buffer,
     pub(super) intermediate: Buffer,
     pub(super) terms: Buffer,
     pub(super) threads: Vec<ThreadBuffers>,

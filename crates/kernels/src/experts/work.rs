@@ -183,11 +183,12 @@ impl<'a> Work<'a> {
     /// The row that gate (0) or up (1) takes in a slot.
     fn row(&self, slot: usize, which: usize) -> Row<'a> {
         let width = self.job.batch.hidden_size();
-        let of = |row: usize| row * width..(row + 1) * width;
         if let Some(planned) = self.job.inputs.of_slot(slot)[which] {
-            return Row::F32(&self.quantized[of(planned)]);
+            let stride = self.job.inputs.stride(width);
+            return Row::F32(&self.quantized[planned * stride..][..stride]);
         }
-        let row = of(slot / self.job.batch.top_k());
+        let row = slot / self.job.batch.top_k() * width;
+        let row = row..row + width;
         match self.job.batch.hidden() {
             Rows::F32(values) => Row::F32(&values[row]),
             Rows::Bf16(values) => Row::Bf16(&values[row]),
@@ -261,6 +262,7 @@ impl<'a> Work<'a> {
                 let op = Quantize {
                     quant,
                     values,
+                    weight: 1.0,
                     units,
                 };
                 // SAFETY: `CpuKernel::isa` gives what the machine has.
@@ -305,21 +307,29 @@ impl<'a> Work<'a> {
         self.finish(chunk, panels, task.index, scratch.sums);
     }
 
-    /// Where the outputs of a row of a task of w2 belong.
+    /// Where the outputs of the rows of a task of w2 belong, one after the other.
     ///
     /// # Safety
     ///
     /// No one else uses them meanwhile: the task has been claimed, and one row is taken at a time.
-    unsafe fn output(&self, chunk: &Chunk, task: usize, row: usize, slot: usize) -> &'a mut [f32] {
+    unsafe fn outputs(
+        &self,
+        chunk: &Chunk,
+        task: usize,
+    ) -> impl Iterator<Item = (usize, &'a mut [f32])> {
         let hidden_size = self.job.batch.hidden_size();
         let column = task * SUMS;
         let columns = (hidden_size - column).min(SUMS);
-        let (buffer, start) = match self.job.outputs {
-            Outputs::Slots => (&self.out, slot * hidden_size),
-            Outputs::Terms => (&self.terms, (chunk.start + row) * self.job.terms_width()),
+        let (buffer, width, start) = match self.job.outputs {
+            Outputs::Slots => (self.out, hidden_size, None),
+            Outputs::Terms => (self.terms, self.job.terms_width(), Some(chunk.start)),
         };
-        // SAFETY: the caller's promise; these columns of this slot are those of this task alone.
-        unsafe { buffer.part_mut(start + column, columns) }
+        let slots = self.slots(chunk).iter().enumerate();
+        slots.map(move |(row, &slot)| {
+            let at = start.map_or(slot, |start| start + row) * width + column;
+            // SAFETY: the caller's promise; these columns of this slot are those of this task alone.
+            (slot, unsafe { buffer.part_mut(at, columns) })
+        })
     }
 
     /// Asks for the cache lines that [`Self::finish`] writes: each row has its own, too far apart
@@ -328,31 +338,28 @@ impl<'a> Work<'a> {
         if chunk.rows <= self.job.isa.max_rows_of_two() {
             return;
         }
-        for (row, &slot) in self.slots(chunk).iter().enumerate() {
-            // SAFETY: the task is that of this thread; `CpuKernel::isa` gives what the machine has.
-            unsafe {
-                let out = self.output(chunk, task, row, slot);
-                self.job.isa.dispatch(AskFor(out));
-            }
+        // SAFETY: the task is that of this thread; `CpuKernel::isa` gives what the machine has.
+        unsafe {
+            let outputs = self.outputs(chunk, task).map(|(_, out)| &*out);
+            self.job.isa.dispatch(AskFor(outputs));
         }
     }
 
     /// Puts the outputs of a task of w2 where they belong.
     fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, task: usize, sums: &[f32]) {
-        let bias = biases(panels);
-        for (row, &slot) in self.slots(chunk).iter().enumerate() {
+        let weight = |slot: usize| match self.job.batch.router_weight() {
+            RouterWeight::OnOutput => self.job.batch.weights()[slot],
+            RouterWeight::OnInput => 1.0,
+        };
+        // SAFETY: the task is that of this thread; `CpuKernel::isa` gives what the machine has.
+        unsafe {
+            let outputs = self.outputs(chunk, task);
             let op = Finish {
-                sums: &sums[row * SUMS..][..SUMS],
-                bias: &bias,
-                weight: match self.job.batch.router_weight() {
-                    RouterWeight::OnOutput => self.job.batch.weights()[slot],
-                    RouterWeight::OnInput => 1.0,
-                },
-                // SAFETY: the task is that of this thread.
-                out: unsafe { self.output(chunk, task, row, slot) },
+                sums,
+                bias: &biases(panels),
+                rows: outputs.map(|(slot, out)| (weight(slot), out)),
             };
-            // SAFETY: `CpuKernel::isa` gives what the machine has.
-            unsafe { self.job.isa.dispatch(op) };
+            self.job.isa.dispatch(op);
         }
     }
 
@@ -374,17 +381,14 @@ impl<'a> Work<'a> {
         };
         let end = batch.num_rows().min(first + SUM_ROWS);
         for row in first..end {
-            if row + 1 < end {
-                for term in terms(row + 1) {
-                    // SAFETY: `CpuKernel::isa` gives what the machine has.
-                    unsafe { self.job.isa.dispatch(AskFor(term)) };
-                }
-            }
-            let terms = terms(row);
-            // SAFETY: these columns of this row are those of this task alone.
-            let out = unsafe { self.out.part_mut(row * hidden_size + column, columns) };
+            let op = Sum {
+                terms: terms(row),
+                next: terms((row + 1).min(end - 1)),
+                // SAFETY: these columns of this row are those of this task alone.
+                out: unsafe { self.out.part_mut(row * hidden_size + column, columns) },
+            };
             // SAFETY: `CpuKernel::isa` gives what the machine has.
-            unsafe { self.job.isa.dispatch(Sum { terms, out }) };
+            unsafe { self.job.isa.dispatch(op) };
         }
     }
 }

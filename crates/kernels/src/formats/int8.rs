@@ -10,6 +10,7 @@ use moekit_quant::{ActivationFormat, ActivationQuant};
 use super::scaled::{Shaped, by_shape};
 use crate::Isa;
 use crate::prepared::Layout;
+use crate::rows::Widen;
 use crate::simd::{LANES, Op, Simd};
 use crate::tile::{SUMS, Tile, UNROLL};
 
@@ -47,31 +48,33 @@ pub(crate) fn units(features: usize) -> usize {
 
 /// Quantizes a row as [`ActivationQuant::apply`] does, which it is held to; where that gives NaN,
 /// the scale is NaN.
-pub(crate) struct Quantize<'a> {
+pub(crate) struct Quantize<'a, A> {
     /// One that [`multiplies`].
     pub(crate) quant: ActivationQuant,
-    pub(crate) values: &'a [f32],
+    pub(crate) values: &'a [A],
+    /// What the values are multiplied by before.
+    pub(crate) weight: f32,
     /// [`units`] of the features, padding included.
     pub(crate) units: &'a mut [u32],
 }
 
-impl Op for Quantize<'_> {
+impl<A: Widen + Default> Op for Quantize<'_, A> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         const INFINITE: u32 = f32::INFINITY.to_bits();
         // Magnitudes are in the order of their bits, NaN last.
-        let magnitude = |x: &f32| x.to_bits() & !(1 << 31);
+        let magnitude = |x: A| (x.widen() * self.weight).to_bits() & !(1 << 31);
         let (chunks, rest) = self.values.as_chunks::<LANES>();
         let mut top = [0; LANES];
         for chunk in chunks {
             for (top, x) in top.iter_mut().zip(chunk) {
-                *top = magnitude(x).max(*top);
+                *top = magnitude(*x).max(*top);
             }
         }
-        let top = top.into_iter().chain(rest.iter().map(magnitude)).max();
-        let top = top.unwrap_or(0);
+        let top = top.into_iter().chain(rest.iter().map(|x| magnitude(*x)));
+        let top = top.max().unwrap_or(0);
         let scale = match self.quant {
             ActivationQuant::Static { .. } if top > INFINITE => f32::NAN,
             ActivationQuant::Static { scale, .. } => scale,
@@ -85,42 +88,71 @@ impl Op for Quantize<'_> {
         if scale == 0.0 || scale.is_nan() {
             bytes.fill(0);
         } else {
+            let bytes = &mut bytes[..self.values.len()];
             // SAFETY: the caller's promise.
-            sum = unsafe { round_to_bytes::<S>(self.values, scale, bytes) };
+            sum = unsafe { round_to_bytes::<S, A>(self.values, self.weight, scale, bytes) };
         }
         extra.copy_from_slice(&[scale.to_bits(), (-128 * sum as i32).cast_unsigned()]);
     }
 }
 
-/// Writes values over a scale as nearest integers, and returns the sum of these, which is exact for
-/// [`MAX_FEATURES`].
+/// Writes values, times a weight, over a scale as nearest integers, and returns the sum of these,
+/// which is exact for [`MAX_FEATURES`].
 ///
 /// # Safety
 ///
 /// The machine has the instructions of `S`.
 #[inline(always)]
-unsafe fn round_to_bytes<S: Simd>(values: &[f32], scale: f32, bytes: &mut [u8]) -> f32 {
+unsafe fn round_to_bytes<S: Simd, A: Widen + Default>(
+    values: &[A],
+    weight: f32,
+    scale: f32,
+    bytes: &mut [u8],
+) -> f32 {
+    let (values, values_left) = values.as_chunks::<LANES>();
+    let (bytes, bytes_left) = bytes.as_chunks_mut::<LANES>();
+    let mut sums = [0.0; LANES];
+    // SAFETY: the caller's promise; the array is 32 values long.
+    unsafe {
+        let mut sum = S::zero();
+        for (values, bytes) in values.iter().zip(bytes) {
+            sum = S::add(sum, round_lanes::<S, A>(values, weight, scale, bytes));
+        }
+        if !values_left.is_empty() {
+            let (mut last, mut rounded) = ([A::default(); LANES], [0; LANES]);
+            last[..values_left.len()].copy_from_slice(values_left);
+            sum = S::add(sum, round_lanes::<S, A>(&last, weight, scale, &mut rounded));
+            bytes_left.copy_from_slice(&rounded[..bytes_left.len()]);
+        }
+        S::store(sums.as_mut_ptr(), sum);
+    }
+    sums.iter().sum()
+}
+
+/// [`round_to_bytes`] of 32 values, and their integers.
+///
+/// # Safety
+///
+/// The machine has the instructions of `S`.
+#[inline(always)]
+unsafe fn round_lanes<S: Simd, A: Widen>(
+    values: &[A; LANES],
+    weight: f32,
+    scale: f32,
+    bytes: &mut [u8; LANES],
+) -> S::F {
     // A number whose last bit is 1, so that adding it rounds, and the low byte of the sum is that
     // of the integer.
     const BIG: f32 = (1_u32 << 23) as f32 + (1_u32 << 22) as f32;
-    let mut sums = [0.0; LANES];
-    for (x, bytes) in values.chunks(LANES).zip(bytes.chunks_mut(LANES)) {
-        let mut values = [0.0; LANES];
-        values[..x.len()].copy_from_slice(x);
-        // SAFETY: the caller's promise; all arrays are 32 values long.
-        unsafe {
-            let x = S::div(S::load(values.as_ptr()), S::splat(scale));
-            let x = S::at_least(S::at_most(x, S::splat(127.0)), S::splat(-128.0));
-            let rounded = S::add(x, S::splat(BIG));
-            S::store(values.as_mut_ptr(), rounded);
-            let sum = S::add(S::load(sums.as_ptr()), S::sub(rounded, S::splat(BIG)));
-            S::store(sums.as_mut_ptr(), sum);
-        }
-        let rounded = values.map(|x| x.to_bits() as u8);
-        let len = bytes.len();
-        bytes.copy_from_slice(&rounded[..len]);
+    let values = values.map(|x| x.widen() * weight);
+    // SAFETY: the caller's promise; all arrays are 32 long.
+    unsafe {
+        let x = S::div(S::load(values.as_ptr()), S::splat(scale));
+        let x = S::at_least(S::at_most(x, S::splat(127.0)), S::splat(-128.0));
+        let rounded = S::add(x, S::splat(BIG));
+        S::store_low_bytes(bytes.as_mut_ptr(), rounded);
+        S::sub(rounded, S::splat(BIG))
     }
-    sums.iter().sum()
 }
 
 /// Multiplies a tile, whose steps are all that a row has.
@@ -198,6 +230,8 @@ unsafe fn step<S: Simd, const ROWS: usize, const PANELS: usize>(
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     /// What a row of units stands for.
@@ -231,7 +265,8 @@ mod tests {
                         let mut units = vec![7; units(len.next_multiple_of(FEATURES))];
                         let op = Quantize {
                             quant,
-                            values: &x,
+                            values: &x[..],
+                            weight: 1.0,
                             units: &mut units,
                         };
                         // SAFETY: the instruction set is an available one.
@@ -242,6 +277,38 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_of_bf16_are_weighted_and_quantized_as_those_of_f32() {
+        let quant = ActivationQuant::PerToken {
+            format: ActivationFormat::I8,
+        };
+        let narrow: Vec<bf16> = (0..70)
+            .map(|i| bf16::from_f32((i * 37 % 101) as f32 - 50.0))
+            .collect();
+        let wide: Vec<f32> = narrow.iter().map(|x| x.to_f32() * 0.3).collect();
+        for isa in Isa::available() {
+            let mut got = vec![7; units(72)];
+            let mut expected = got.clone();
+            let op = Quantize {
+                quant,
+                values: &narrow[..],
+                weight: 0.3,
+                units: &mut got,
+            };
+            // SAFETY: the instruction set is an available one.
+            unsafe { isa.dispatch(op) };
+            let op = Quantize {
+                quant,
+                values: &wide[..],
+                weight: 1.0,
+                units: &mut expected,
+            };
+            // SAFETY: as above.
+            unsafe { isa.dispatch(op) };
+            assert_eq!(got, expected);
         }
     }
 
@@ -258,7 +325,8 @@ mod tests {
             let mut units = [0; 12];
             let op = Quantize {
                 quant,
-                values: &x,
+                values: &x[..],
+                weight: 1.0,
                 units: &mut units,
             };
             // SAFETY: every machine has the portable instruction set.

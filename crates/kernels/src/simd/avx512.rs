@@ -193,6 +193,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn store_low_bytes(to: *mut u8, values: F) {
+        // SAFETY: the caller's promise: the instructions, and room for 32 bytes.
+        unsafe {
+            for (i, values) in values.into_iter().enumerate() {
+                let bytes = _mm512_cvtepi32_epi8(_mm512_castps_si512(values));
+                _mm_storeu_si128(to.add(16 * i).cast(), bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(from: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise: the instructions, and 64 bytes.
         unsafe {

@@ -87,6 +87,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn scale(values: Self::F, exponents: Self::F) -> Self::F;
     /// 32 values rounded to 16 pairs of bf16.
     unsafe fn store_pairs(to: *mut u32, values: Self::F);
+    /// The low byte of each of 32 values.
+    #[inline(always)]
+    unsafe fn store_low_bytes(to: *mut u8, values: Self::F) {
+        // SAFETY: the caller's promise: the instructions, and room for 32 bytes.
+        unsafe {
+            let bytes = codes::values::<Self>(values).map(|value| value.to_bits() as u8);
+            to.cast::<[u8; LANES]>().write(bytes);
+        }
+    }
 
     /// The pairs of two features of E4M3: 64 bytes in the order of [`pair_place`].
     #[inline(always)]

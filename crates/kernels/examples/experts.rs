@@ -4,7 +4,8 @@
 //! cargo run --release -p moekit-kernels --example experts -- qwen3 bf16 bf16 1,16,128,512 2
 //! ```
 //!
-//! Arguments: shape (or `H,I,E,k`), weights (one of [`FORMATS`]), activations, tokens, threads.
+//! Arguments: shape (or `H,I,E,k`), weights (one of [`FORMATS`]), activations, tokens, threads, and
+//! `pin` to keep each thread on a CPU of its own.
 //! Activations of `int8` are quantized to integers per token.
 
 use std::collections::BTreeSet;
@@ -185,7 +186,11 @@ fn main() -> Result<()> {
         .split(',')
         .map(str::parse)
         .collect::<std::result::Result<_, _>>()?;
-    let kernel = CpuKernel::with_threads(argument(4, "2").parse()?)?;
+    let threads = argument(4, "2").parse()?;
+    let kernel = match argument(5, "").as_str() {
+        "pin" => CpuKernel::with_bound_threads(threads)?,
+        _ => CpuKernel::with_threads(threads)?,
+    };
 
     let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
     let mut experts = Vec::new();

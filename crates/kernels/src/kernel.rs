@@ -1,3 +1,4 @@
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::experts::Workspaces;
@@ -32,11 +33,31 @@ impl CpuKernel {
     ///
     /// If `threads` is 0, more than 4096, or the system does not give that many.
     pub fn with_threads(threads: usize) -> Result<Self, KernelError> {
+        Self::with_team(threads, Team::new)
+    }
+
+    /// As [`CpuKernel::with_threads`], and each thread but the calling one keeps to a CPU of its own
+    /// among those that the process may use, never to that on which the calling thread is at the
+    /// time. So no two of them share a core, which the system lets happen when it wakes a thread. For
+    /// a process that has its CPUs to itself: a bound thread cannot make way for those of others.
+    ///
+    /// # Errors
+    ///
+    /// As [`CpuKernel::with_threads`], and if the process may use fewer CPUs than `threads`, or the
+    /// system is not Linux.
+    pub fn with_bound_threads(threads: usize) -> Result<Self, KernelError> {
+        Self::with_team(threads, Team::bound)
+    }
+
+    fn with_team(
+        threads: usize,
+        team: impl FnOnce(usize) -> io::Result<Team>,
+    ) -> Result<Self, KernelError> {
         let error = |message: String| KernelError::Threads { threads, message };
         if !(1..=MOST_THREADS).contains(&threads) {
             return Err(error(format!("expected 1 to {MOST_THREADS}")));
         }
-        let team = Team::new(threads).map_err(|e| error(e.to_string()))?;
+        let team = team(threads).map_err(|e| error(e.to_string()))?;
         Ok(Self {
             team: Some(Arc::new(team)),
             ..Self::default()

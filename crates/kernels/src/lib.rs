@@ -43,6 +43,7 @@ mod gate;
 mod isa;
 mod kernel;
 mod memory;
+mod placement;
 mod prepared;
 pub mod probe;
 mod rows;

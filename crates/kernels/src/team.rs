@@ -8,10 +8,12 @@ use std::any::Any;
 use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{hint, io};
+
+use crate::placement::{Placement, ThreadId};
 
 /// How long a helper without work looks for some before it sleeps: about as long as from one layer
 /// to the next. Waking up takes some 50 microseconds, and on a virtual machine at times
@@ -28,7 +30,7 @@ pub(crate) struct Team {
     helpers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     /// Held by the one whose call it is.
-    turn: Mutex<()>,
+    turn: Mutex<Option<Placement>>,
 }
 
 #[derive(Default)]
@@ -63,13 +65,35 @@ impl Team {
     ///
     /// - `threads` - those that work on a call, the calling one included.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
-        let mut team = Self::alone();
-        for index in 0..threads.saturating_sub(1) {
-            let shared = Arc::clone(&team.shared);
-            let thread = thread::Builder::new().name(format!("moekit-{index}"));
-            team.helpers.push(thread.spawn(move || shared.help(index))?);
-        }
+        Ok(Self::start(threads)?.0)
+    }
+
+    /// One whose helpers each keep to a CPU of their own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Team::new`], or if there are fewer CPUs than threads.
+    pub(crate) fn bound(threads: usize) -> io::Result<Self> {
+        let (mut team, helpers) = Self::start(threads)?;
+        *team.turn.get_mut().unwrap_or_else(PoisonError::into_inner) =
+            Some(Placement::new(helpers)?);
         Ok(team)
+    }
+
+    fn start(threads: usize) -> io::Result<(Self, Vec<ThreadId>)> {
+        let mut team = Self::alone();
+        let (sender, ids) = mpsc::channel();
+        for index in 0..threads.saturating_sub(1) {
+            let (shared, sender) = (Arc::clone(&team.shared), sender.clone());
+            let thread = thread::Builder::new().name(format!("moekit-{index}"));
+            team.helpers.push(thread.spawn(move || {
+                sender.send(ThreadId::current()).ok();
+                drop(sender);
+                shared.help(index);
+            })?);
+        }
+        drop(sender);
+        Ok((team, ids.iter().collect()))
     }
 
     /// The team of those who have none of their own: a thread per core, or the calling thread
@@ -104,7 +128,10 @@ impl Team {
         if helpers == 0 {
             return work();
         }
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(placement) = &mut *turn {
+            placement.make_way();
+        }
         // SAFETY: `Withdraw` ends the call and waits for those at work, whether or not the work of
         // this thread panics, so that no one has the reference after this function.
         let lent = unsafe { transmute::<Work<'_>, Work<'static>>(work) };
@@ -232,6 +259,21 @@ mod tests {
                 wait(None, || here.load(Ordering::Acquire) == present);
             });
             assert_eq!(here.into_inner(), present);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_with_a_cpu_each_work_as_others_do() {
+        let cpus = thread::available_parallelism().unwrap().get();
+        let team = Team::bound(cpus.min(2)).unwrap();
+        for _ in 0..100 {
+            let here = AtomicUsize::new(0);
+            team.run(1, &|| {
+                here.fetch_add(1, Ordering::AcqRel);
+                wait(None, || here.load(Ordering::Acquire) == team.len());
+            });
+            assert_eq!(here.into_inner(), team.len());
         }
     }
 

@@ -56,7 +56,8 @@ fn for_each_block(
         let (block, rest) = values.split_at_mut(run.min(values.len()));
         // A matrix takes no grid that does not cover it, so the entry is there.
         apply(block, grid.at(row, col).unwrap_or(f32::NAN));
-        col += run;
+        // A block may be wider than numbers go; then it is the last one.
+        col = col.saturating_add(run);
         values = rest;
         run = width;
     }

@@ -197,14 +197,15 @@ unsafe fn times_sigmoid<S: Simd>(x: S::F, y: S::F) -> S::F {
 }
 
 /// `2^n e^r` with `n` whole and `|r| <= ln(2) / 2`, the latter by its series up to `r^7 / 7!`, which
-/// leaves out less than 2^-27. Below -87 and above 88, the values there; NaN stays.
+/// leaves out less than 2^-27. Below -87, the value there; above 88.4 infinity, or what is near it;
+/// NaN stays.
 #[inline(always)]
 unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     // The high part of ln(2) has zeros enough for products with `n` to be exact.
     const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     // SAFETY: the machine has the instructions of `S`.
     unsafe {
-        let x = S::at_least(S::at_most(x, S::splat(88.0)), S::splat(-87.0));
+        let x = S::at_least(S::at_most(x, S::splat(89.0)), S::splat(-87.0));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::mul_add(n, S::splat(-LN2[0]), x);
         let r = S::mul_add(n, S::splat(-LN2[1]), r);
@@ -246,6 +247,48 @@ pub(super) mod tests {
         let out = &out[0][..LANES];
         assert!(out.iter().all(|bits| *bits == out[0]));
         f32::from_bits(out[0])
+    }
+
+    /// What a sigmoid makes of a gate so large that its exponential overflows.
+    #[test]
+    fn far_from_zero() {
+        for isa in Isa::available() {
+            for activation in [
+                Activation::SILU,
+                Activation::Gelu { limit: None },
+                Activation::GeluTanh { limit: None },
+                Activation::SwigluStep { limit: 2.0 },
+                Activation::SiluNoMul,
+                Activation::GeluTanhNoMul,
+            ] {
+                for size in [89.0, 1e3, 1e30, 1e37, 3e38, f32::MAX] {
+                    for x in [size, -size] {
+                        let got = activated(
+                            isa,
+                            activation,
+                            x,
+                            if activation.is_gated() { 1.0 } else { x },
+                        );
+                        let want = activation.apply(x, if activation.is_gated() { 1.0 } else { x });
+                        assert!(
+                            (got - want).abs() <= 1e-6 * want.abs() + 1e-30,
+                            "{isa} {activation:?} ({x}): {got} {want}"
+                        );
+                    }
+                }
+                if matches!(activation, Activation::Gelu { .. }) {
+                    // It takes the limit at infinity, where the reference multiplies by zero.
+                    continue;
+                }
+                let least = f32::NEG_INFINITY;
+                let got = activated(isa, activation, least, least);
+                let want = activation.apply(least, least);
+                assert!(
+                    got == want || got.is_nan() && want.is_nan(),
+                    "{isa} {activation:?}: {got} {want}"
+                );
+            }
+        }
     }
 
     #[test]

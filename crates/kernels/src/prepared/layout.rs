@@ -56,9 +56,9 @@ impl Grid {
     fn new(grid: &ScaleGrid, rows: usize, cols: usize) -> Self {
         let ([block_rows, block_cols], phase) = (grid.block(), grid.phase());
         let first = phase[1] % block_cols;
-        let one_group = first.saturating_add(cols) <= block_cols;
+        let one_group = cols <= block_cols - first;
         let aligned = block_rows % LANES == 0 && phase[0] % LANES == 0;
-        let one_block = (phase[0] % block_rows).saturating_add(rows) <= block_rows;
+        let one_block = rows <= block_rows - phase[0] % block_rows;
         Self {
             format: grid.format(),
             group: if one_group { cols } else { block_cols },

@@ -26,7 +26,7 @@ pub(super) struct Layer<'a> {
     pub(super) act: ActivationDtype,
     kernel: CpuKernel,
     experts: PreparedExperts,
-    /// Bytes of one expert.
+    /// Bytes of one expert in memory.
     expert_bytes: usize,
     /// `[num_experts, hidden_size]`
     gate: Vec<f32>,
@@ -48,6 +48,7 @@ impl<'a> Layer<'a> {
         done: impl Fn() + Sync,
     ) -> Result<Self> {
         let experts = random_experts(shape, format, seed, kernel.num_threads(), done)?;
+        let experts = PreparedExperts::new(experts)?;
         let expert_bytes = experts.num_bytes() / shape.num_local;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Ok(Self {
@@ -55,7 +56,7 @@ impl<'a> Layer<'a> {
             format,
             act,
             kernel: kernel.clone(),
-            experts: PreparedExperts::new(experts)?,
+            experts,
             expert_bytes,
             gate: random_gate(shape, &mut rng),
             router: Router::new(&shape.router(), shape.num_experts, shape.top_k)?,
@@ -124,14 +125,33 @@ fn random_gate(shape: &Shape, rng: &mut impl Rng) -> Vec<f32> {
 }
 
 /// Refuses a layer that would not fit beside what the probe streams and some batches.
-pub(super) fn check_memory(shape: &Shape, format: WeightFormat, most_tokens: usize) -> Result<()> {
-    let weights = shape.expert_weights();
-    // Codes, scales of at most half a bit per bit of code, rounding up of panels.
-    let expert = weights / 8 * format.codes().bits() * 9 / 8;
-    let rows = most_tokens * (2 * shape.hidden_size + shape.top_k * shape.intermediate_size);
+///
+/// # Arguments
+///
+/// - `largest_batch`, `batched_tokens` - tokens of the largest batch, and of all that are there at once.
+pub(super) fn check_memory(
+    shape: &Shape,
+    format: WeightFormat,
+    largest_batch: usize,
+    batched_tokens: usize,
+) -> Result<()> {
+    let (hidden, intermediate) = (shape.hidden_size as f64, shape.intermediate_size as f64);
+    // Panels of 32 output features, of whole steps of 4 input features.
+    let padded = |rows: f64, cols: f64| (rows / 32.0).ceil() * 32.0 * (cols / 4.0).ceil() * 4.0;
+    let weights = 2.0 * padded(intermediate, hidden) + padded(hidden, intermediate);
+    // Codes, and scales of at most an eighth of them.
+    let expert = weights * format.codes().bits() as f64 / 8.0 * 9.0 / 8.0;
+    let (tokens, slots) = (batched_tokens as f64, (largest_batch * shape.top_k) as f64);
+    // Inputs of all batches; of the one that runs inner values, terms and output, and what was kept of
+    // the one before.
+    let values = tokens * hidden
+        + 2.0 * (slots * (hidden + intermediate) + largest_batch as f64 * 2.0 * hidden);
+    let gate = shape.num_experts as f64 * (hidden + tokens);
     // The expert that is being packed is there twice.
-    let bytes = expert * (shape.num_local + 1) + STREAM_BYTES + 3 * size_of::<f32>() * rows;
-    memory::check(&format!("{shape} in {}", format.name()), bytes)
+    let bytes = expert * (shape.num_local + 1) as f64
+        + STREAM_BYTES as f64
+        + size_of::<f32>() as f64 * (values + gate);
+    memory::check(&format!("{shape} in {}", format.name()), bytes as usize)
 }
 
 /// A probe of the threads of a kernel.

@@ -61,7 +61,7 @@ pub(crate) struct Bench {
     time: f64,
     /// Take commands on stdin instead, one layer of one shape and format: for a program that
     /// alternates with other implementations
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with_all = ["json", "time"])]
     driven: bool,
     #[command(flatten)]
     report: ReportOptions,
@@ -144,9 +144,14 @@ impl Bench {
         let layers: Vec<_> = shapes
             .flat_map(|shape| formats().map(move |&format| (shape, format)))
             .collect();
-        let most_tokens = self.tokens.iter().copied().max().unwrap_or(0);
+        let largest = self.tokens.iter().copied().max().unwrap_or(0);
+        let all = self.tokens.iter().map(|&n| num_batches(n) * n);
+        let at_once = match self.driven {
+            true => all.sum(),
+            false => all.max().unwrap_or(0),
+        };
         for (shape, format) in &layers {
-            check_memory(shape, *format, most_tokens)?;
+            check_memory(shape, *format, largest, at_once)?;
         }
         let mut probe = probe(&kernel)?;
         if self.driven {
@@ -218,8 +223,14 @@ impl Bench {
 }
 
 fn batches(source: &mut TokenSource<'_>, tokens: usize) -> Vec<Tokens> {
-    let count = if tokens <= FEW_TOKENS { 8 } else { 2 };
-    (0..count).map(|_| source.draw(tokens)).collect()
+    (0..num_batches(tokens))
+        .map(|_| source.draw(tokens))
+        .collect()
+}
+
+/// Few tokens need few experts: other ones in each sample, as in one model layer after another.
+fn num_batches(tokens: usize) -> usize {
+    if tokens <= FEW_TOKENS { 8 } else { 2 }
 }
 
 /// A bar on stderr, if that is a terminal.

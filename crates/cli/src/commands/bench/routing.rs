@@ -14,6 +14,10 @@ use crate::error::Result;
 /// Tokens of a draw from which the popularity of experts is taken.
 const DRAWN: u64 = 1 << 40;
 
+/// Tokens in a row that may have no expert of this rank before one is given an expert of it: where a
+/// rank is hardly ever chosen, waiting would take for ever.
+const MOST_MISSES: usize = 1000;
+
 /// Activations in the caller's own precision.
 pub(super) enum Hidden {
     F32(Vec<f32>),
@@ -108,12 +112,19 @@ impl<'a> TokenSource<'a> {
         let (top_k, num_local) = (self.shape.top_k, self.shape.num_local);
         let slots = num_tokens * top_k;
         let mut local_ids = Vec::with_capacity(slots);
+        let mut misses = 0;
         while local_ids.len() < slots {
-            let experts = self.choose();
-            if experts.iter().any(|&e| e < num_local) {
-                let local = |e: usize| if e < num_local { e as i64 } else { -1 };
-                local_ids.extend(experts.into_iter().map(local));
+            let mut experts = self.choose(0);
+            if experts.iter().all(|&e| e >= num_local) {
+                misses += 1;
+                if misses < MOST_MISSES {
+                    continue;
+                }
+                experts = self.choose(num_local);
             }
+            misses = 0;
+            let local = |e: usize| if e < num_local { e as i64 } else { -1 };
+            local_ids.extend(experts.into_iter().map(local));
         }
         let weights = (0..slots).map(|_| self.rng.random_range(0.5..1.5) / top_k as f32);
         let weights = weights.collect();
@@ -126,8 +137,9 @@ impl<'a> TokenSource<'a> {
     }
 
     /// `top_k` experts without repetition, one after the other in proportion to popularity: those
-    /// of the largest log-popularity plus Gumbel noise.
-    fn choose(&mut self) -> Vec<usize> {
+    /// of the largest log-popularity plus Gumbel noise. The last gives way to the best of the first
+    /// `wanted` experts if none of these is among them.
+    fn choose(&mut self, wanted: usize) -> Vec<usize> {
         let gumbel = |rng: &mut ChaCha8Rng| {
             let u: f64 = rng.random_range(f64::MIN_POSITIVE..1.0);
             -(-u.ln()).ln()
@@ -136,7 +148,11 @@ impl<'a> TokenSource<'a> {
         let keys: Vec<f64> = self.popularity.iter().map(|p| p + gumbel(rng)).collect();
         let mut experts: Vec<usize> = (0..keys.len()).collect();
         experts.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
-        experts.truncate(self.shape.top_k);
+        let top_k = self.shape.top_k;
+        if let Some(best) = experts.iter().position(|&e| e < wanted) {
+            experts.swap(best, best.min(top_k - 1));
+        }
+        experts.truncate(top_k);
         experts
     }
 }
@@ -163,6 +179,21 @@ mod tests {
         }
         assert_eq!(tokens.slots(), 200);
         assert_eq!(tokens.batch(&shape).unwrap().num_rows(), 50);
+    }
+
+    #[test]
+    fn a_rank_that_is_never_chosen_gets_tokens() {
+        let shape: Shape = "deepseek-v3-ep32".parse().unwrap();
+        let act = ActivationDtype::Bf16;
+        let mut source = TokenSource::new(&shape, act, Profile::Zipf(12.0), 3).unwrap();
+        assert!(source.choose(0).iter().all(|&e| e >= shape.num_local));
+        let tokens = source.draw(4);
+        let per_token = tokens.local_ids.chunks(shape.top_k);
+        assert_eq!(per_token.len(), 4);
+        for ids in per_token {
+            let local = ids.iter().filter(|id| **id >= 0);
+            assert_eq!((local.count(), ids.len()), (1, shape.top_k));
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The experts' kernel: any formats, layouts, batches and ids.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use half::bf16;
-use moekit_kernels::{ActivationQuantMode, ExpertBatch, RouterWeight, Rows};
+use moekit_kernels::{
+    ActivationQuantMode, CpuKernel, ExpertBatch, ExpertSet, PreparedExpert, PreparedExperts,
+    RouterWeight, Rows,
+};
 use moekit_quant::{
     Activation, ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, ExpertMlp,
     ExpertWeights, PackedMatrix, ScaleFormat, ScaleGrid,
@@ -15,15 +19,19 @@ use crate::pick::{pick, size};
 use crate::router::kernel;
 use crate::views::CODES;
 
-/// Multiplies. A row's result must not depend on the rows beside it, must be the sum of its slots,
-/// and near what plain loops in double precision give.
+/// Multiplies, as they are stored and prepared. A row's result must not depend on the rows beside it, must
+/// be the sum of its slots, and near what plain loops in double precision give.
 pub fn experts(data: &[u8]) {
     let _ = run(&mut Unstructured::new(data));
 }
 
 fn run(u: &mut Unstructured<'_>) -> Result<()> {
     let kernel = kernel(u)?;
-    let (hidden_size, intermediate) = (size(u)?, size(u)?);
+    let (mut hidden_size, intermediate) = (size(u)?, size(u)?);
+    if u.ratio(1, 16)? {
+        // Around the features that are decoded at a time.
+        hidden_size = pick(u, &[1020, 1024, 1028, 1030])?;
+    }
     let activation = activation(u)?;
     let experts: Vec<_> = (0..u.int_in_range(1..=3)?)
         .map(|_| expert(u, activation.is_gated(), [intermediate, hidden_size]))
@@ -37,7 +45,12 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         weights.experts.push(other);
     }
 
-    let num_rows = pick(u, &[0, 1, 2, 3, 5, 8, 17, 33])?;
+    let num_rows = match hidden_size * intermediate {
+        // More than rows of a chunk.
+        0..256 => pick(u, &[9, 193, 200])?,
+        256..4096 => pick(u, &[0, 1, 2, 3, 5, 8, 17, 33])?,
+        _ => pick(u, &[1, 2, 9, 13])?,
+    };
     let top_k = u.int_in_range(1..=4)?;
     let last = num_experts as i64 - 1;
     let ids: Vec<i64> = (0..num_rows * top_k)
@@ -46,68 +59,110 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             false => u.int_in_range(-1..=last),
         })
         .collect::<Result<_>>()?;
-    let router_weights = vec![pick(u, &[0.5, 1.0, -2.0])?; ids.len()];
+    let router_weight = pick(u, &[0.5, 1.0, -2.0])?;
     let noise = u.arbitrary::<[i8; 11]>()?;
     let hidden: Vec<bf16> = (0..num_rows * hidden_size)
         .map(|i| bf16::from_f32(f32::from(noise[i % noise.len()]) / 64.0))
         .collect();
-    let single: Vec<f32> = hidden.iter().map(|v| v.to_f32()).collect();
-    let is_half: bool = u.arbitrary()?;
-    let rows = |range: std::ops::Range<usize>| match is_half {
-        true => Rows::Bf16(&hidden[range]),
-        false => Rows::F32(&single[range]),
+    let case = Case {
+        kernel,
+        weights: &weights,
+        activation,
+        single: hidden.iter().map(|v| v.to_f32()).collect(),
+        hidden,
+        is_half: u.arbitrary()?,
+        router_weights: vec![router_weight; ids.len()],
+        ids,
+        top_k,
+        place: pick(u, &[RouterWeight::OnOutput, RouterWeight::OnInput])?,
+        mode: pick(u, &[ActivationQuantMode::Off, ActivationQuantMode::Emulate])?,
     };
-    let place = pick(u, &[RouterWeight::OnOutput, RouterWeight::OnInput])?;
-    let mode = pick(u, &[ActivationQuantMode::Off, ActivationQuantMode::Emulate])?;
-
-    let batch = |from: usize, to: usize| {
-        let hidden = rows(from * hidden_size..to * hidden_size);
-        let (ids, weights) = (
-            &ids[from * top_k..to * top_k],
-            &router_weights[from * top_k..to * top_k],
-        );
-        let batch = ExpertBatch::new(hidden, hidden_size, ids, weights, top_k).expect("it fits");
-        batch.with_router_weight(place).with_activation_quant(mode)
-    };
-    let Ok(all) = kernel.experts(&weights, activation, &batch(0, num_rows)) else {
-        return Ok(());
-    };
-    assert_eq!(all.len(), num_rows * hidden_size);
-    let slots = kernel.experts_per_slot(&weights, activation, &batch(0, num_rows));
-    let slots = slots.expect("as the sum of them");
-    for row in 0..num_rows {
-        let own = &all[row * hidden_size..(row + 1) * hidden_size];
-        let alone = kernel.experts(&weights, activation, &batch(row, row + 1));
-        assert_eq!(bits(own), bits(&alone.expect("as in company")), "row {row}");
-        let mut sum = vec![0.0_f32; hidden_size];
-        for slot in row * top_k..(row + 1) * top_k {
-            let term = &slots[slot * hidden_size..(slot + 1) * hidden_size];
-            assert!(ids[slot] >= 0 || term.iter().all(|v| v.to_bits() == 0));
-            if ids[slot] >= 0 {
-                sum.iter_mut().zip(term).for_each(|(sum, v)| *sum += v);
-            }
+    case.check((&weights).into());
+    if let Ok(prepared) = PreparedExperts::new(weights.clone()) {
+        for expert in prepared.experts() {
+            let bytes = expert.to_bytes();
+            let back = PreparedExpert::from_bytes(&bytes).expect("its own bytes");
+            assert_eq!(back.to_bytes(), bytes);
         }
-        let terms =
-            slots[row * top_k * hidden_size..(row + 1) * top_k * hidden_size].chunks(hidden_size);
-        let mut magnitude = vec![0.0; hidden_size];
-        for term in terms {
-            magnitude
-                .iter_mut()
-                .zip(term)
-                .for_each(|(m, v)| *m += f64::from(v.abs()));
-        }
-        let sum = sum.into_iter().map(f64::from).zip(magnitude);
-        near(own, sum, 1e-6);
-        if mode == ActivationQuantMode::Off {
-            let x = &single[row * hidden_size..(row + 1) * hidden_size];
-            let ids = &ids[row * top_k..(row + 1) * top_k];
-            let weight = router_weights[row * top_k];
-            let expected = reference(&weights, activation, x, ids, (weight, place));
-            // Rows in bf16 may meet weights in bf16 products.
-            near(own, expected, if is_half { 2e-2 } else { 1e-5 });
-        }
+        case.check((&prepared).into());
     }
     Ok(())
+}
+
+/// Tokens, and the experts that they go to.
+struct Case<'a> {
+    kernel: CpuKernel,
+    weights: &'a ExpertWeights,
+    activation: Activation,
+    hidden: Vec<bf16>,
+    /// The same values.
+    single: Vec<f32>,
+    is_half: bool,
+    ids: Vec<i64>,
+    router_weights: Vec<f32>,
+    top_k: usize,
+    place: RouterWeight,
+    mode: ActivationQuantMode,
+}
+
+impl Case<'_> {
+    fn batch(&self, rows: Range<usize>) -> ExpertBatch<'_> {
+        let hidden_size = self.weights.hidden_size;
+        let features = rows.start * hidden_size..rows.end * hidden_size;
+        let slots = rows.start * self.top_k..rows.end * self.top_k;
+        let hidden = match self.is_half {
+            true => Rows::Bf16(&self.hidden[features]),
+            false => Rows::F32(&self.single[features]),
+        };
+        let (ids, weights) = (&self.ids[slots.clone()], &self.router_weights[slots]);
+        let batch = ExpertBatch::new(hidden, hidden_size, ids, weights, self.top_k);
+        let batch = batch.expect("it fits").with_router_weight(self.place);
+        batch.with_activation_quant(self.mode)
+    }
+
+    /// What comes of all rows, if these experts are taken at all.
+    fn check(&self, experts: ExpertSet<'_>) {
+        let (hidden_size, num_rows) = (self.weights.hidden_size, self.ids.len() / self.top_k);
+        let whole = self.batch(0..num_rows);
+        let Ok(all) = self.kernel.experts(experts, self.activation, &whole) else {
+            return;
+        };
+        assert_eq!(all.len(), num_rows * hidden_size);
+        let slots = self
+            .kernel
+            .experts_per_slot(experts, self.activation, &whole);
+        let slots = slots.expect("as the sum of them");
+        for row in 0..num_rows {
+            let own = &all[row * hidden_size..(row + 1) * hidden_size];
+            let alone = self
+                .kernel
+                .experts(experts, self.activation, &self.batch(row..row + 1));
+            assert_eq!(bits(own), bits(&alone.expect("as in company")), "row {row}");
+            let ids = &self.ids[row * self.top_k..(row + 1) * self.top_k];
+            let width = self.top_k * hidden_size;
+            check_sum(own, ids, &slots[row * width..(row + 1) * width]);
+            if self.mode == ActivationQuantMode::Off {
+                let x = &self.single[row * hidden_size..(row + 1) * hidden_size];
+                let weight = (self.router_weights[row * self.top_k], self.place);
+                let expected = reference(self.weights, self.activation, x, ids, weight);
+                // Rows in bf16 may meet weights in bf16 products.
+                near(own, expected, if self.is_half { 2e-2 } else { 1e-5 });
+            }
+        }
+    }
+}
+
+/// Whether a row is the sum of its slots, `[top_k, hidden_size]`, of which those without expert are zero.
+fn check_sum(own: &[f32], ids: &[i64], slots: &[f32]) {
+    let mut sum = vec![(0.0_f32, 0.0_f64); own.len()];
+    for (id, term) in ids.iter().zip(slots.chunks_exact(own.len())) {
+        assert!(*id >= 0 || term.iter().all(|v| v.to_bits() == 0));
+        for (sum, v) in sum.iter_mut().zip(term) {
+            sum.0 += v;
+            sum.1 += f64::from(v.abs());
+        }
+    }
+    near(own, sum.into_iter().map(|(v, m)| (f64::from(v), m)), 1e-6);
 }
 
 /// A number in double precision, and the sum of the magnitudes that it is a sum of: rounding grows

@@ -55,14 +55,15 @@ pub(crate) struct Grid {
 impl Grid {
     fn new(grid: &ScaleGrid, rows: usize, cols: usize) -> Self {
         let ([block_rows, block_cols], phase) = (grid.block(), grid.phase());
-        let first = phase[1] % block_cols;
-        let one_group = cols <= block_cols - first;
+        // Blocks wider than the matrix are as good as blocks of its width that begin elsewhere.
+        let group = block_cols.min(cols);
+        let first_run = (block_cols - phase[1] % block_cols).min(cols);
         let aligned = block_rows % LANES == 0 && phase[0] % LANES == 0;
         let one_block = rows <= block_rows - phase[0] % block_rows;
         Self {
             format: grid.format(),
-            group: if one_group { cols } else { block_cols },
-            phase: if one_group { 0 } else { first },
+            group,
+            phase: group - first_run,
             shared: aligned || one_block || grid.strides()[0] == 0,
         }
     }

@@ -116,6 +116,8 @@ impl PreparedMatrix {
 
 #[cfg(test)]
 mod tests {
+    use moekit_quant::{ScaleFormat, ScaleGrid};
+
     use super::*;
     use crate::dequantize;
     use crate::test_weights::{FORMATS, Noise};
@@ -123,6 +125,22 @@ mod tests {
     pub(crate) fn prepared(matrix: &PackedMatrix) -> PreparedMatrix {
         let mut arena = Arena::new(PreparedMatrix::size(matrix).unwrap()).unwrap();
         PreparedMatrix::new(matrix, &mut arena).unwrap()
+    }
+
+    /// A block may be as wide as numbers go, and begin just before its end.
+    #[test]
+    fn blocks_beyond_all_sizes() {
+        let floats = |values: &[f32]| -> bytes::Bytes {
+            values.iter().flat_map(|v| v.to_le_bytes()).collect()
+        };
+        let scales = floats(&[2.0, 3.0]);
+        let grid = ScaleGrid::new(ScaleFormat::F32, [1, 2], [1, usize::MAX], [8, 4], scales);
+        let grid = grid.unwrap().with_phase([0, usize::MAX - 1]);
+        let ones = floats(&[1.0; 3]);
+        let matrix = PackedMatrix::contiguous(moekit_quant::CodeFormat::F32, [1, 3], ones);
+        let matrix = matrix.unwrap().with_scales(grid).unwrap();
+        assert_eq!(dequantize(&matrix), [2.0, 3.0, 3.0]);
+        assert_eq!(prepared(&matrix).dequantize(), [2.0, 3.0, 3.0]);
     }
 
     #[test]

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::ActivationQuantMode;
 use crate::error::{KernelError, area, check_len, whole_rows};
 use crate::rows::Rows;
@@ -120,6 +122,20 @@ impl<'a> ExpertBatch<'a> {
     /// Whether the inputs of linears are quantized.
     pub fn activation_quant(&self) -> ActivationQuantMode {
         self.activation_quant
+    }
+
+    /// Some of the rows.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        let slots = rows.start * self.top_k..rows.end * self.top_k;
+        Self {
+            hidden: self
+                .hidden
+                .part(rows.start * self.hidden_size..rows.end * self.hidden_size),
+            local_ids: &self.local_ids[slots.clone()],
+            weights: &self.weights[slots],
+            num_rows: rows.len(),
+            ..*self
+        }
     }
 
     /// What the input of the expert in a slot is multiplied by.

@@ -109,6 +109,16 @@ pub(crate) fn check_len(
     })
 }
 
+impl KernelError {
+    /// As it is told of a batch of which this is about the rows from `first` on.
+    pub(crate) fn rows_from(mut self, first: usize) -> Self {
+        if let Self::LocalId { row, .. } = &mut self {
+            *row += first;
+        }
+        self
+    }
+}
+
 /// The number of rows in a buffer; a width of 0 has none.
 pub(crate) fn whole_rows(
     what: &'static str,

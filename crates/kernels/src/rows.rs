@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use half::bf16;
 
 /// Rows of activations in the caller's own precision, row-major.
@@ -8,6 +10,16 @@ pub enum Rows<'a> {
     F32(&'a [f32]),
     /// bfloat16; widened value by value where it is used, never as a whole.
     Bf16(&'a [bf16]),
+}
+
+impl<'a> Rows<'a> {
+    /// Some of the values.
+    pub(crate) fn part(self, values: Range<usize>) -> Rows<'a> {
+        match self {
+            Self::F32(all) => Self::F32(&all[values]),
+            Self::Bf16(all) => Self::Bf16(&all[values]),
+        }
+    }
 }
 
 impl Rows<'_> {

@@ -22,6 +22,9 @@ use crate::CpuKernel;
 use crate::batch::ExpertBatch;
 use crate::error::{KernelError, area};
 
+/// Values of the terms that a call keeps before they are added up: 1 GB.
+const MOST_TERMS: usize = 256 << 20;
+
 impl CpuKernel {
     /// The fused experts: for each row the weighted sum over its slots,
     /// `sum_j w_j * down(activation(gate(x), up(x)))`, slots added in order.
@@ -50,9 +53,30 @@ impl CpuKernel {
         activation: Activation,
         batch: &ExpertBatch<'_>,
     ) -> Result<Vec<f32>, KernelError> {
-        let mut out = vec![0.0; area("outputs", batch.num_rows(), batch.hidden_size())?];
-        let job = Job::new(self, experts.into(), activation, batch, false)?;
-        job.run(self, &mut out)?;
+        let row_terms = batch.top_k().saturating_mul(batch.hidden_size()).max(1);
+        self.experts_by_rows(experts.into(), activation, batch, MOST_TERMS / row_terms)
+    }
+
+    /// Some rows at a time: what a row gives does not depend on those beside it, and what lies between
+    /// the steps takes no more memory than for so many.
+    fn experts_by_rows(
+        &self,
+        experts: ExpertSet<'_>,
+        activation: Activation,
+        batch: &ExpertBatch<'_>,
+        rows_at_a_time: usize,
+    ) -> Result<Vec<f32>, KernelError> {
+        let (rows, width) = (batch.num_rows(), batch.hidden_size());
+        let mut out = vec![0.0; area("outputs", rows, width)?];
+        let step = rows_at_a_time.max(1);
+        // Once for an empty batch too, whose experts must fit as well.
+        for first in (0..rows.max(1)).step_by(step) {
+            let end = rows.min(first.saturating_add(step));
+            let part = batch.part(first..end);
+            let job = Job::new(self, experts, activation, &part, false)
+                .map_err(|error| error.rows_from(first))?;
+            job.run(self, &mut out[first * width..end * width])?;
+        }
         Ok(out)
     }
 

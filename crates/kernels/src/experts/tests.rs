@@ -175,6 +175,23 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
+/// Which row it is does not depend on how many are computed at a time.
+#[test]
+fn an_unknown_id_is_told_with_its_row() {
+    let mut noise = Noise::new(6);
+    let experts = prepared(&noise.experts([2, 8, 8], true, false));
+    let mut case = Case::new(&mut noise, 7, 8, 1, 2);
+    case.ids[5] = 2;
+    let batch = ExpertBatch::new(&case.x[..], 8, &case.ids, &case.weights, 1).unwrap();
+    for rows in [1, 3, 100] {
+        let error = CpuKernel::default().experts_by_rows((&experts).into(), OAI, &batch, rows);
+        assert!(
+            matches!(error, Err(KernelError::LocalId { row: 5, .. })),
+            "{error:?}"
+        );
+    }
+}
+
 /// The same row gives the same bits alone and in any batch, on any number of threads: on every
 /// instruction set, for rows of either type, for experts with one row and with several tiles.
 #[test]
@@ -213,6 +230,11 @@ fn batch_and_threads_do_not_matter() {
                 assert_eq!(kernel.num_threads(), threads);
                 let kernel = kernel.with_isa(isa).unwrap();
                 let got = kernel.experts(&experts, OAI, &batch(0..ROWS, is_narrow));
+                assert_eq!(bits(&got.unwrap()), bits(&whole));
+            }
+            for rows in [0, 1, 100] {
+                let set = (&experts).into();
+                let got = one.experts_by_rows(set, OAI, &batch(0..ROWS, is_narrow), rows);
                 assert_eq!(bits(&got.unwrap()), bits(&whole));
             }
             for parts in [1, 17, 61] {

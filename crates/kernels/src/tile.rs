@@ -9,11 +9,8 @@ use crate::simd::{LANES, Op, Simd};
 
 /// Values from one row of sums to the next: those of two panels.
 pub(crate) const SUMS: usize = 2 * LANES;
-/// Steps between two looks at what to prefetch. They stay a loop: the processor fetches ahead what a
-/// load instruction is about to read, from the distance between the addresses that it has read
-/// before, and does so well for a few instructions a step apart, but not for those of eight steps in
-/// a row, each eight steps from its last address.
-pub(crate) const STEPS: usize = 8;
+/// Steps between two looks at what to prefetch.
+pub(crate) const UNROLL: usize = 8;
 
 /// How a weight format multiplies: a step takes a few input features of a panel.
 pub(crate) trait Dot {
@@ -64,7 +61,7 @@ pub(crate) struct Tile {
 pub(crate) struct Prefetch {
     /// Where the next bytes of each panel lie, or any address.
     at: [*const u8; 2],
-    /// Lines of each panel per [`STEPS`] steps.
+    /// Lines of each panel per [`UNROLL`] steps.
     lines: usize,
     /// Steps since the last lines, times `lines`.
     due: usize,
@@ -79,7 +76,7 @@ impl Prefetch {
 
     /// `bytes` from each address on, spread over some steps.
     pub(crate) fn over(at: [*const u8; 2], bytes: usize, steps: usize) -> Self {
-        let lines = bytes.div_ceil(64).div_ceil((steps / STEPS).max(1));
+        let lines = bytes.div_ceil(64).div_ceil((steps / UNROLL).max(1));
         Self { at, lines, due: 0 }
     }
 
@@ -91,13 +88,13 @@ impl Prefetch {
     #[inline(always)]
     pub(crate) unsafe fn advance<S: Simd, const PANELS: usize>(&mut self, steps: usize) {
         self.due += steps * self.lines;
-        while self.due >= STEPS {
+        while self.due >= UNROLL {
             for at in &mut self.at[..PANELS] {
                 // SAFETY: the caller's promise; any address may be asked for.
                 unsafe { S::prefetch(*at) };
                 *at = at.wrapping_add(64);
             }
-            self.due -= STEPS;
+            self.due -= UNROLL;
         }
     }
 }
@@ -154,7 +151,7 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
             let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
             let mut left = tile.steps;
             while left > 0 {
-                let steps = left.min(STEPS);
+                let steps = left.min(UNROLL);
                 left -= steps;
                 for _ in 0..steps {
                     for (panel, sums) in sums.iter_mut().enumerate() {
@@ -163,7 +160,7 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
                     }
                     a = a.add(D::UNITS * ROWS);
                 }
-                prefetch.advance::<S, PANELS>(STEPS);
+                prefetch.advance::<S, PANELS>(UNROLL);
             }
             for (panel, sums) in sums.into_iter().enumerate() {
                 for (row, sum) in sums.into_iter().enumerate() {

@@ -12,7 +12,7 @@ use crate::Isa;
 use crate::prepared::Layout;
 use crate::rows::Widen;
 use crate::simd::{LANES, Op, Simd};
-use crate::tile::{STEPS, SUMS, Tile};
+use crate::tile::{SUMS, Tile, UNROLL};
 
 /// Input features of a step, and of a unit.
 pub(super) const FEATURES: usize = 4;
@@ -187,15 +187,14 @@ impl<const ROWS: usize, const PANELS: usize> Op for Shaped<Multiply<'_>, ROWS, P
                 }
             }
             let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
-            let mut left = tile.steps;
-            while left > 0 {
-                let steps = left.min(STEPS);
-                left -= steps;
-                // As many as the compiler does not know: [`STEPS`] says why.
-                for _ in 0..steps {
+            for _ in 0..tile.steps / UNROLL {
+                for _ in 0..UNROLL {
                     step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
                 }
-                prefetch.advance::<S, PANELS>(STEPS);
+                prefetch.advance::<S, PANELS>(UNROLL);
+            }
+            for _ in 0..tile.steps % UNROLL {
+                step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
             }
             for (panel, sums) in sums.into_iter().enumerate() {
                 let scale = S::load(tile.scaling.scales[panel]);

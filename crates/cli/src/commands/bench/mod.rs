@@ -10,6 +10,8 @@ mod routing;
 mod shape;
 mod weights;
 
+use std::thread;
+
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moekit::eval::workload::Profile;
@@ -53,6 +55,9 @@ pub(crate) struct Bench {
     /// Threads of the kernels [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Keep each of these threads but the first on a CPU of its own, and off the first one's
+    #[arg(long)]
+    pin: bool,
     /// Seed of weights, tokens and routing
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -134,9 +139,13 @@ fn positive(text: &str) -> Result<f64> {
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
-        let kernel = match self.threads {
-            Some(threads) => CpuKernel::with_threads(threads)?,
-            None => CpuKernel::default(),
+        let kernel = match (self.threads, self.pin) {
+            (Some(threads), false) => CpuKernel::with_threads(threads)?,
+            (None, false) => CpuKernel::default(),
+            (threads, true) => {
+                let cores = || thread::available_parallelism().map_or(1, usize::from);
+                CpuKernel::with_bound_threads(threads.unwrap_or_else(cores))?
+            }
         };
         let isa = kernel.isa()?;
         let shapes = self.shape.iter().flat_map(|list| &list.0);

@@ -41,7 +41,7 @@ pub struct HeaviestFirst {
 /// Below, and above, comparing is faster than counting.
 const COUNTED: std::ops::RangeInclusive<usize> = 128..=4096;
 /// Bits of a digit.
-const RADIX: u32 = 8;
+const RADIX: u32 = 6;
 /// Moves per key after which what counting left out of order is sorted by comparing all.
 const MOST_MOVES: usize = 4;
 

@@ -117,11 +117,14 @@ impl Placement {
         }
         let mut covered = vec![false; num_logical_experts];
         for (slot, &expert) in physical_to_logical.iter().enumerate() {
-            *covered.get_mut(expert).ok_or(RoutingError::UnknownExpert {
-                slot,
-                expert,
-                num_logical: num_logical_experts,
-            })? = true;
+            let Some(covered) = covered.get_mut(expert) else {
+                return Err(RoutingError::UnknownExpert {
+                    slot,
+                    expert,
+                    num_logical: num_logical_experts,
+                });
+            };
+            *covered = true;
         }
         if covered.contains(&false) {
             return Err(Self::first_uncovered(

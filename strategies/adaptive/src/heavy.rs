@@ -32,6 +32,11 @@ impl Beam {
         more: 4,
         left: &[0.03, 0.01],
     };
+    /// For what the others do not solve.
+    pub(crate) const WIDEST: Self = Self {
+        width: 128,
+        ..Self::WIDE
+    };
     pub(crate) const NARROW: Self = Self {
         width: 1,
         more: 2,

@@ -22,6 +22,7 @@ mod order;
 mod pack;
 mod plan;
 mod ranks;
+mod recount;
 mod repair;
 mod replan;
 mod settings;

@@ -9,6 +9,7 @@ use crate::layout::Layout;
 use crate::order::{self, longest_first};
 use crate::pack::{Slack, pack};
 use crate::ranks::Ranks;
+use crate::recount::recount;
 use crate::repair::without_duplicates;
 use crate::swap::{Choice, Descent, Links, Reach, Swaps, Work};
 
@@ -49,10 +50,14 @@ const MORE_PATIENCE: usize = 16;
 const NEARLY: f64 = 0.005;
 /// As much more work goes into filling ranks with heavy pieces, each time.
 const HEAVY_WORK: usize = 8;
+/// The same for the widest search.
+const WIDEST_WORK: usize = 512;
 /// How often that is tried between the target and what is known.
 const HALVINGS: usize = 4;
 /// Steps of a way to the end up to which it is tried for the last half percent, too.
 const CHEAP: usize = 10_000;
+/// As much more work goes into a search of counts.
+const RECOUNT_WORK: usize = 64;
 /// How often what may be given up to connect ranks is doubled if it does not suffice.
 const WIDENINGS: usize = 3;
 /// Busiest ranks whose swaps are looked at before an exchange is.
@@ -205,7 +210,29 @@ impl<'a> Search<'_, 'a> {
                 }
             }
         }
-        best
+        self.with_other_counts(best)
+    }
+
+    /// A layout whose counts are searched on what a packing makes of them, if it is better and the target
+    /// is far.
+    fn with_other_counts(&self, best: Layout<'a>) -> Layout<'a> {
+        let ranks = self.layer.ranks;
+        let is_far = best.largest() > self.target * (1.0 + NEARLY);
+        let is_cheap = steps_to_the_end(self.layer.weights, ranks, self.target) <= CHEAP;
+        let may_gain = is_far || (is_cheap && best.largest() > self.target);
+        if self.homes.is_some() || !ranks.are_alike() || !may_gain {
+            return best;
+        }
+        let mut more = Work::new(RECOUNT_WORK.saturating_mul(self.effort.work));
+        let Some(mut layout) = recount(&best, self.target, &mut more) else {
+            return best;
+        };
+        self.go_on(&mut layout, &mut Work::new(self.effort.work));
+        if layout.largest() < best.largest() {
+            layout
+        } else {
+            best
+        }
     }
 
     /// The best layout on the way from heavy experts whose pieces fill ranks up to some load: the target,
@@ -218,8 +245,8 @@ impl<'a> Search<'_, 'a> {
         }
         let mut best: Option<Layout<'a>> = None;
         let (mut low, mut high) = (self.target, largest);
-        let mut fill = |limit: f64, beam: Beam| {
-            let mut more = Work::new(HEAVY_WORK * self.effort.work);
+        let mut fill = |limit: f64, beam: Beam, work: usize| {
+            let mut more = Work::new(work.saturating_mul(self.effort.work));
             let Some(slots) = fill_ranks(weights, order, ranks, limit, beam, &mut more) else {
                 return f64::INFINITY;
             };
@@ -232,14 +259,17 @@ impl<'a> Search<'_, 'a> {
             reached
         };
         if is_cheap {
-            high = fill(low, Beam::WIDE).min(high);
+            high = fill(low, Beam::WIDE, HEAVY_WORK).min(high);
+            if high > low * (1.0 + self.effort.tolerance) {
+                high = fill(low, Beam::WIDEST, WIDEST_WORK).min(high);
+            }
         }
         for _ in 0..HALVINGS {
             if high <= low * (1.0 + self.effort.tolerance) {
                 break;
             }
             let limit = low + (high - low) / 2.0;
-            let reached = fill(limit, Beam::NARROW);
+            let reached = fill(limit, Beam::NARROW, HEAVY_WORK);
             high = reached.min(high);
             if reached > limit {
                 low = limit;

@@ -56,6 +56,8 @@ const WIDEST_WORK: usize = 512;
 const HALVINGS: usize = 4;
 /// Steps of a way to the end up to which it is tried for the last half percent, too.
 const CHEAP: usize = 10_000;
+/// Up to which the widest search is tried.
+const CHEAPEST: usize = 2_500;
 /// As much more work goes into a search of counts.
 const RECOUNT_WORK: usize = 64;
 /// How often what may be given up to connect ranks is doubled if it does not suffice.
@@ -224,22 +226,22 @@ impl<'a> Search<'_, 'a> {
             return best;
         }
         let mut more = Work::new(RECOUNT_WORK.saturating_mul(self.effort.work));
-        let Some(mut layout) = recount(&best, self.target, &mut more) else {
-            return best;
-        };
-        self.go_on(&mut layout, &mut Work::new(self.effort.work));
-        if layout.largest() < best.largest() {
-            layout
-        } else {
-            best
+        let mut best = best;
+        for mut layout in recount(&best, self.target, &mut more) {
+            self.go_on(&mut layout, &mut Work::new(self.effort.work));
+            if layout.largest() < best.largest() {
+                best = layout;
+            }
         }
+        best
     }
 
     /// The best layout on the way from heavy experts whose pieces fill ranks up to some load: the target,
     /// and if that fails what lies between it and the largest load so far, halved a few times.
     fn heavy_start(&self, order: &[u32], largest: f64) -> Option<Layout<'a>> {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
-        let is_cheap = steps_to_the_end(weights, ranks, self.target) <= CHEAP;
+        let steps = steps_to_the_end(weights, ranks, self.target);
+        let is_cheap = steps <= CHEAP;
         if !is_cheap && largest <= self.target * (1.0 + NEARLY) {
             return None;
         }
@@ -260,7 +262,7 @@ impl<'a> Search<'_, 'a> {
         };
         if is_cheap {
             high = fill(low, Beam::WIDE, HEAVY_WORK).min(high);
-            if high > low * (1.0 + self.effort.tolerance) {
+            if steps <= CHEAPEST && high > low * (1.0 + self.effort.tolerance) {
                 high = fill(low, Beam::WIDEST, WIDEST_WORK).min(high);
             }
         }

@@ -31,17 +31,18 @@ const KICK: usize = 3;
 /// How much worse than the best counts others may be to be searched from.
 const WORSE: f64 = 1.2;
 
-/// The best layout with other replica counts whose largest load is below that of this one, if the search
-/// finds any. All ranks are alike, and no expert is twice on a rank.
+/// Layouts with other replica counts: the best whose largest load is below that of this one, if the search
+/// finds any, and the one that came closest to the next step, for other moves to go on from. All ranks are alike, and no expert is twice on a rank.
 ///
 /// Time: O(trials × (R × E + P)), as far as the work goes.
-pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> Option<Layout<'a>> {
+pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> Vec<Layout<'a>> {
     let mut search = Search::new(layout);
     let mut best: Option<Layout<'a>> = None;
     let mut limit = layout.largest() * (1.0 - STEP);
     let mut counts = search.counts.clone();
     let mut excess = search.excess(&counts, limit, work);
     let (mut kept, mut least) = (counts.clone(), excess);
+    let (mut closest, mut distance) = (counts.clone(), excess);
     let mut since = 0;
     for _ in 0..TRIALS {
         if work.is_done() || limit < target {
@@ -57,7 +58,7 @@ pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> 
             (kept, least) = (trial.clone(), search.excess(&trial, limit, work));
         }
         for _ in 0..kicks {
-            search.exchange(&mut trial, limit)?;
+            let _ = search.exchange(&mut trial, limit);
         }
         let after = search.excess(&trial, limit, work);
         if after > excess && kicks == 1 {
@@ -67,15 +68,21 @@ pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> 
             since = 0;
         }
         (counts, excess) = (trial, after);
-        if excess == 0.0 {
-            let found = search.layout(&counts, limit)?;
+        let found = (excess == 0.0).then(|| search.layout(&counts, limit));
+        if let Some(found) = found.flatten() {
             limit = (found.largest() * (1.0 - STEP)).min(limit * (1.0 - STEP / 2.0));
             best = Some(found);
             excess = search.excess(&counts, limit, work);
             (kept, least) = (counts.clone(), excess);
+            distance = f64::INFINITY;
+        }
+        if excess < distance {
+            distance = excess;
+            closest.clone_from(&counts);
         }
     }
-    best
+    let closest = search.layout(&closest, limit);
+    best.into_iter().chain(closest).collect()
 }
 
 struct Search<'l, 'a> {
@@ -407,7 +414,7 @@ mod tests {
         let slots = vec![0, 6, 7, 0, 5, 8, 0, 9, 10, 1, 3, 7, 1, 3, 8, 2, 4, 9];
         let layout = Layout::new(&ranks, &weights, slots);
         let before = layout.largest();
-        let found = recount(&layout, 1.0, &mut Work::new(10_000_000)).unwrap();
+        let found = recount(&layout, 1.0, &mut Work::new(10_000_000)).swap_remove(0);
         assert!(
             found.largest() < before * 0.95,
             "{} {before}",
@@ -427,8 +434,10 @@ mod tests {
         let topology = Topology::new(2).unwrap();
         let ranks = Ranks::new(&[2; 2], &topology, &[]);
         let whole = Layout::new(&ranks, &[4.0, 1.0, 1.0, 1.0], vec![0, 1, 2, 3]);
-        assert!(recount(&whole, 1.0, &mut Work::new(1_000)).is_none());
+        let found = recount(&whole, 1.0, &mut Work::new(1_000));
+        assert!(found.iter().all(|layout| layout.largest() >= 5.0));
         let split = Layout::new(&ranks, &[4.0, 1.0, 1.0], vec![0, 1, 0, 2]);
-        assert!(recount(&split, 1.0, &mut Work::new(0)).is_none());
+        let found = recount(&split, 1.0, &mut Work::new(0));
+        assert!(found.iter().all(|layout| layout.largest() >= 3.0));
     }
 }

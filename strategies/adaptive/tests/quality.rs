@@ -61,9 +61,11 @@ fn heavy_pieces_fill_ranks() {
 #[test]
 fn counts_are_searched_where_few_slots_hold_heavy_pieces() {
     let mut rng = rng(9);
-    let load = rows(&[power_law(1.01, &mut rng), power_law(1.2, &mut rng)]);
-    let three = reached(&load, 384, 128);
-    assert!(three >= 0.98, "{three}");
+    let parts: Vec<f64> = (0..8)
+        .map(|_| reached(&rows(&[power_law(1.2, &mut rng)]), 384, 128))
+        .collect();
+    let mean = parts.iter().sum::<f64>() / 8.0;
+    assert!(mean >= 0.988, "{parts:?} {mean}");
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Tensor, activation};
 use moekit_kernels::{CpuKernel, Routed, Router, Rows};
 use moekit_quant::{RouterSpec, ScoringFunction, TopKSelection};
 
@@ -15,7 +15,8 @@ use crate::host::{Floats, HostTensor, float_tensor, index_tensor};
 /// the lowest expert id.
 #[derive(Module, Debug)]
 pub struct Gate {
-    /// `[num_experts, hidden_size]`
+    /// `[num_experts, hidden_size]`. Beside packed experts it is in bf16 if that holds all its values, as
+    /// those of most checkpoints: a token then reads half as much.
     pub weight: Param<Tensor<2>>,
     /// `[num_experts]`
     pub bias: Option<Param<Tensor<1>>>,
@@ -97,10 +98,10 @@ impl Gate {
         hidden: Rows<'_>,
         hidden_size: usize,
     ) -> Result<Routed, FusedMoeError> {
-        let weight = Floats::new(self.weight.val())?;
+        let weight = HostTensor::new(self.weight.val())?;
         let bias = floats(self.bias.as_ref())?;
         let bias = bias.as_ref().map(Floats::as_slice);
-        let logits = kernel.gate_logits(hidden, hidden_size, weight.as_slice(), bias)?;
+        let logits = kernel.gate_logits(hidden, hidden_size, weight.rows()?, bias)?;
         self.choose(kernel, hidden, &logits)
     }
 
@@ -114,7 +115,8 @@ impl Gate {
         kernel: &CpuKernel,
         hidden: Tensor<2>,
     ) -> Result<RoutedTensor, FusedMoeError> {
-        let mut logits = hidden.clone().matmul(self.weight.val().transpose());
+        let weight = self.weight.val().cast(DType::F32);
+        let mut logits = hidden.clone().matmul(weight.transpose());
         if let Some(bias) = &self.bias {
             logits = logits + bias.val().unsqueeze::<2>();
         }

@@ -171,8 +171,9 @@ impl FusedMoeConfig {
             true => RouterWeight::OnInput,
             false => RouterWeight::OnOutput,
         };
+        let is_packed = matches!(experts, Experts::Packed(_));
         Ok(FusedMoe {
-            gate: self.gate(tensors, device)?,
+            gate: self.gate(tensors, is_packed, device)?,
             experts,
             shared,
             parts: Parts {
@@ -194,7 +195,12 @@ impl FusedMoeConfig {
         })
     }
 
-    fn gate(&self, tensors: GateTensors, device: &Device) -> Result<Gate, FusedMoeError> {
+    fn gate(
+        &self,
+        tensors: GateTensors,
+        is_packed: bool,
+        device: &Device,
+    ) -> Result<Gate, FusedMoeError> {
         let shape = [self.num_experts, self.hidden_size];
         let vector = |what, values: Option<Vec<f32>>, wanted: bool| {
             check_given(what, values.is_some(), wanted)?;
@@ -208,8 +214,13 @@ impl FusedMoeConfig {
             tensors.correction_bias,
             correction.is_some(),
         )?;
+        let is_narrow = is_packed && tensors.weight.iter().all(|w| w.to_bits() << 16 == 0);
+        let mut weight = param("gate weight", tensors.weight, shape, device)?;
+        if is_narrow {
+            weight = weight.map(|weight| weight.cast(DType::BF16));
+        }
         Ok(Gate {
-            weight: param("gate weight", tensors.weight, shape, device)?,
+            weight,
             bias: vector("gate bias", tensors.bias, bias.is_some())?,
             correction_bias: correction.map(|bias| bias.set_require_grad(false)),
             router: Router::new(&self.router, self.num_experts, self.top_k)?,

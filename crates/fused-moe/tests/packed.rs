@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use bytes::Bytes;
 use common::*;
 use moekit_fused_moe::*;
@@ -82,6 +82,35 @@ fn packed_equals_trainable() {
         let got = values(packed.forward(tensor(x.clone(), H, &device)).unwrap());
         let expected = values(plain.forward(tensor(x.clone(), H, &device)).unwrap());
         assert_eq!(got, expected, "the same weights by the same path");
+    }
+}
+
+/// A gate of bf16 values is kept in bf16, and gives the bits that it gives in f32.
+#[test]
+fn a_gate_of_bf16_values_is_kept_in_bf16() {
+    let device = Device::flex();
+    let x = noise(9, H, 2);
+    for compute in [Compute::Auto, Compute::TensorOps] {
+        let config = FusedMoeConfig::new(H, I, E, 2).with_compute(compute);
+        let narrow = |v: f32| half::bf16::from_f32(v).to_f32();
+        let gate: Vec<f32> = noise(E, H, 5).into_iter().map(narrow).collect();
+        let layer = |gate: &[f32]| {
+            let (gate, experts) = (GateTensors::new(gate.to_vec()), packed_weights().0);
+            config
+                .init_packed(gate, Arc::new(experts), &device)
+                .unwrap()
+        };
+        let kept = layer(&gate);
+        assert_eq!(kept.gate.weight.val().dtype(), DType::BF16);
+        let mut wide = layer(&gate);
+        wide.gate.weight = burn::module::Param::from_tensor(tensor(gate.clone(), H, &device));
+        let output =
+            |layer: &FusedMoe| values(layer.forward(tensor(x.clone(), H, &device)).unwrap());
+        assert_eq!(output(&kept), output(&wide));
+
+        let mut other = gate.clone();
+        other[3] = 0.1;
+        assert_eq!(layer(&other).gate.weight.val().dtype(), DType::F32);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use half::bf16;
 use moekit::kernels::probe::{Arithmetic, Probe};
 use moekit::kernels::{ActivationQuantMode, CpuKernel, PreparedExperts, Router};
 use moekit::quant::Activation;
@@ -28,8 +29,8 @@ pub(super) struct Layer<'a> {
     experts: PreparedExperts,
     /// Bytes of one expert in memory.
     expert_bytes: usize,
-    /// `[num_experts, hidden_size]`
-    gate: Vec<f32>,
+    /// `[num_experts, hidden_size]`; in bf16, as a checkpoint of any of these formats has it.
+    gate: Vec<bf16>,
     router: Router,
 }
 
@@ -115,12 +116,12 @@ impl<'a> Layer<'a> {
 }
 
 /// `[num_experts, hidden_size]`
-fn random_gate(shape: &Shape, rng: &mut impl Rng) -> Vec<f32> {
+fn random_gate(shape: &Shape, rng: &mut impl Rng) -> Vec<bf16> {
     let size = 1.0 / (shape.hidden_size as f32).sqrt();
     let normal = |_| -> f32 { StandardNormal.sample(rng) };
     (0..shape.num_experts * shape.hidden_size)
         .map(normal)
-        .map(|n| n * size)
+        .map(|n| bf16::from_f32(n * size))
         .collect()
 }
 

@@ -12,6 +12,25 @@
 //! assert_eq!(experts, [1, 0, 2]);
 //! ```
 
+/// The loads in float32, times a power of two if the largest is far from 1, so that they stay in its range.
+/// No negative zeros, whose bits are out of order.
+pub fn single_precision(load: &[f64], to: &mut Vec<f32>) {
+    let narrow = |scale: f64| load.iter().map(move |load| (load * scale) as f32 + 0.0);
+    to.clear();
+    to.extend(narrow(1.0));
+    let largest = to.iter().map(|load| load.to_bits()).max();
+    if largest.is_none_or(|bits| (1e-30..=1e30).contains(&f32::from_bits(bits))) {
+        return;
+    }
+    let largest = load.iter().copied().fold(0.0, f64::max);
+    if largest > 0.0 {
+        to.clear();
+        to.extend(narrow(
+            (-largest.log2()).round().clamp(-1000.0, 1000.0).exp2(),
+        ));
+    }
+}
+
 /// Sorts before the key of any smaller load, and of the same load with a larger index. The load is not
 /// negative, nor the negative zero.
 #[inline]
@@ -156,6 +175,18 @@ mod tests {
         check(&load);
         check(&[3.0; 100]);
         check(&[0.0; 100]);
+    }
+
+    #[test]
+    fn loads_of_any_size_stay_in_range() {
+        let mut single = Vec::new();
+        for size in [1e-300, 1e-44, 1.0, 1e40, 1e300] {
+            single_precision(&[size, 0.5 * size, -0.0], &mut single);
+            assert!((1e-30..=1e30).contains(&single[0]), "{size:e}: {single:?}");
+            assert_eq!((single[1] / single[0], single[2].to_bits()), (0.5, 0));
+        }
+        single_precision(&[0.0], &mut single);
+        assert_eq!(single, [0.0]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Experts and replicas, the heaviest first.
 
 use moekit_placement::order::HeaviestFirst;
-pub(crate) use moekit_placement::order::{heavy_first, index_of};
+pub(crate) use moekit_placement::order::{heavy_first, index_of, single_precision};
 
 use crate::apportion::Apportionment;
 

@@ -138,17 +138,11 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// The loads in float32, times a power of two if they would leave its range.
+/// The loads in float32, in its range.
 pub(crate) fn single_precision(weights: &[f64]) -> Vec<f32> {
-    let largest = weights.iter().copied().fold(0.0, f64::max);
-    let scale = match largest {
-        l if l > 1e30 || (l < 1e-30 && l > 0.0) => {
-            (-l.log2()).round().clamp(-1000.0, 1000.0).exp2()
-        }
-        _ => 1.0,
-    };
-    // Adding zero makes the negative zero, whose bits are out of order, the positive one.
-    weights.iter().map(|w| (w * scale) as f32 + 0.0).collect()
+    let mut single = Vec::new();
+    order::single_precision(weights, &mut single);
+    single
 }
 
 struct Search<'l, 'a> {

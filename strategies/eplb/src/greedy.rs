@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use moekit_placement::order::HeaviestFirst;
+use moekit_placement::order::{HeaviestFirst, single_precision};
 
 use crate::packing::Packing;
 use crate::replication::Replication;
@@ -110,9 +110,7 @@ impl Greedy {
 
 impl Layer {
     fn begin(&mut self, load: &[f64], hierarchy: Hierarchy, packing: &mut Packing) {
-        self.load.clear();
-        // Adding zero makes the negative zero, whose bits are out of order, the positive one.
-        self.load.extend(load.iter().map(|&load| load as f32 + 0.0));
+        single_precision(load, &mut self.load);
         self.slots = vec![0; hierarchy.slots];
         self.assign_groups(hierarchy, packing);
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use moekit_placement::{ModelPlacement, Placement, PlacementRequest};
+use moekit_placement::{Placement, PlacementRequest};
 
 use crate::plan::{Effort, Layer};
 use crate::ranks::Ranks;
@@ -11,8 +11,7 @@ use crate::ranks::Ranks;
 /// gives it in all of them.
 ///
 /// Every replica goes to the layer whose largest load it lowers most, as far as the load tells; the
-/// rest is spread evenly. Where a placement in force already has that many slots, its layers keep
-/// them.
+/// rest is spread evenly.
 ///
 /// Time: that of planning every layer about eight times, without exchanges.
 pub(crate) fn slots_of_layers(
@@ -21,12 +20,6 @@ pub(crate) fn slots_of_layers(
     ranks: &Ranks,
     effort: &Effort,
 ) -> Vec<Vec<usize>> {
-    if let Some(slots) = request
-        .current()
-        .and_then(|current| slots_in_force(request, current))
-    {
-        return slots;
-    }
     let experts = request.num_logical_experts();
     let spare = request.num_slots() - experts;
     // No layer holds an expert twice on a rank.
@@ -39,10 +32,9 @@ pub(crate) fn slots_of_layers(
     spread_over_ranks(request, &replicas)
 }
 
-fn slots_in_force(
-    request: &PlacementRequest<'_>,
-    current: &ModelPlacement,
-) -> Option<Vec<Vec<usize>>> {
+/// The slots of the placement in force, if over all layers every rank has as many as it is to have.
+pub(crate) fn slots_in_force(request: &PlacementRequest<'_>) -> Option<Vec<Vec<usize>>> {
+    let current = request.current()?;
     if current.num_ranks() != request.topology().num_ranks() {
         return None;
     }

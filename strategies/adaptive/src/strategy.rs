@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use moekit_placement::balance::rank_loads;
 use moekit_placement::{
     Capabilities, MigrationBudget, ModelPlacement, Placement, PlacementError, PlacementRequest,
     PlacementStrategy, typetag,
@@ -10,7 +11,7 @@ use moekit_placement::{
 use crate::apportion::apportion;
 use crate::baseline::Hierarchy;
 use crate::budget;
-use crate::layers::slots_of_layers;
+use crate::layers::{slots_in_force, slots_of_layers};
 use crate::layout::Layout;
 use crate::order;
 use crate::plan::{Effort, Layer, single_precision};
@@ -28,28 +29,30 @@ impl PlacementStrategy for Adaptive {
         let weights: Vec<Cow<'_, [f64]>> = (0..request.num_layers())
             .map(|layer| weights(request, layer, self.risk))
             .collect();
-        let all = self.ranks(request, &weights);
-        let experts = request.num_logical_experts();
-        let used: Vec<Ranks> = all
-            .iter()
-            .map(|ranks| ranks.without_surplus(experts))
-            .collect();
-        let layers = match request.current() {
-            Some(current) => self.replan(request, current, &used, &weights)?,
-            None => (0..weights.len())
-                .map(|l| {
-                    self.plan(request, of_layer(&used, l), &weights[l])
-                        .into_slots()
+        let even = Ranks::new(request.slots_per_rank(), request.topology(), &self.speeds);
+        if !self.layer_budgets {
+            return self.place_on(request, &weights, &[even]);
+        }
+        if let Some(slots) = slots_in_force(request) {
+            return self.place_on(request, &weights, &with_slots(&even, &slots));
+        }
+        let shared = slots_of_layers(request, &weights, &even, &self.effort());
+        let shared = self.place_on(request, &weights, &with_slots(&even, &shared));
+        if request.current().is_none() {
+            return shared;
+        }
+        // Slots that a layer gains are experts that travel: as many in every layer may be the better way.
+        match (shared, self.place_on(request, &weights, &[even])) {
+            (Ok(shared), Ok(even)) => {
+                let time = |plan: &ModelPlacement| self.time(plan, &weights);
+                Ok(if time(&shared)? < time(&even)? {
+                    shared
+                } else {
+                    even
                 })
-                .collect(),
-        };
-        let layers = layers.into_iter().enumerate().map(|(l, slots)| {
-            let all = of_layer(&all, l);
-            let slots = surplus::fill(of_layer(&used, l), slots, all, &weights[l]);
-            let slots = slots.into_iter().map(|e| e as usize).collect();
-            Ok(Placement::new(experts, slots, all.offsets().to_vec())?)
-        });
-        ModelPlacement::new(layers.collect::<Result<_, PlacementError>>()?)
+            }
+            (shared, even) => shared.or(even),
+        }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -80,14 +83,51 @@ impl Adaptive {
         ))
     }
 
-    /// The ranks of each layer; of one layer if all are the same.
-    fn ranks(&self, request: &PlacementRequest<'_>, weights: &[Cow<'_, [f64]>]) -> Vec<Ranks> {
-        let ranks = Ranks::new(request.slots_per_rank(), request.topology(), &self.speeds);
-        if !self.layer_budgets {
-            return vec![ranks];
-        }
-        let slots = slots_of_layers(request, weights, &ranks, &self.effort());
-        slots.iter().map(|slots| ranks.with_slots(slots)).collect()
+    /// A plan on the ranks of each layer; of one layer if all are the same.
+    fn place_on(
+        &self,
+        request: &PlacementRequest<'_>,
+        weights: &[Cow<'_, [f64]>],
+        all: &[Ranks],
+    ) -> Result<ModelPlacement, PlacementError> {
+        let experts = request.num_logical_experts();
+        let used: Vec<Ranks> = all
+            .iter()
+            .map(|ranks| ranks.without_surplus(experts))
+            .collect();
+        let layers = match request.current() {
+            Some(current) => self.replan(request, current, &used, weights)?,
+            None => (0..weights.len())
+                .map(|l| {
+                    self.plan(request, of_layer(&used, l), &weights[l])
+                        .into_slots()
+                })
+                .collect(),
+        };
+        let layers = layers.into_iter().enumerate().map(|(l, slots)| {
+            let all = of_layer(all, l);
+            let slots = surplus::fill(of_layer(&used, l), slots, all, &weights[l]);
+            let slots = slots.into_iter().map(|e| e as usize).collect();
+            Ok(Placement::new(experts, slots, all.offsets().to_vec())?)
+        });
+        ModelPlacement::new(layers.collect::<Result<_, PlacementError>>()?)
+    }
+
+    /// What all layers take: the sum of the times of their slowest ranks.
+    fn time(
+        &self,
+        plan: &ModelPlacement,
+        weights: &[Cow<'_, [f64]>],
+    ) -> Result<f64, PlacementError> {
+        let speed = |rank: usize| self.speeds.get(rank).copied().unwrap_or(1.0);
+        let layers = plan.layers().iter().zip(weights);
+        layers
+            .map(|(layer, weights)| {
+                let loads = rank_loads(layer, weights)?;
+                let times = loads.iter().enumerate().map(|(r, load)| load / speed(r));
+                Ok(times.fold(0.0, f64::max))
+            })
+            .sum()
     }
 
     fn effort(&self) -> Effort {
@@ -219,6 +259,10 @@ fn too_small(budget: MigrationBudget, slots: u64) -> PlacementError {
             needed: slots,
         },
     }
+}
+
+fn with_slots(ranks: &Ranks, layers: &[Vec<usize>]) -> Vec<Ranks> {
+    layers.iter().map(|slots| ranks.with_slots(slots)).collect()
 }
 
 fn layer<'a>(request: &PlacementRequest<'_>, ranks: &'a Ranks, weights: &'a [f64]) -> Layer<'a> {

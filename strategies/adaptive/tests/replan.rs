@@ -55,6 +55,33 @@ fn a_drifted_load_needs_few_moves() {
     }
 }
 
+/// Where a layer that gains slots gains arrivals too, as many slots in every layer may be the better way.
+#[test]
+fn shared_slots_are_not_worse_than_even_ones_under_a_budget() {
+    let (before, after) = before_and_after(0.05, 3);
+    let current = plan(&before, None);
+    let topology = Topology::new(32).unwrap();
+    let largest = |layer_budgets, budget| {
+        let mut strategy = Adaptive::default();
+        strategy.layer_budgets = layer_budgets;
+        let request = request(&after, &topology, 320);
+        let request = request.with_current(&current, MigrationBudget::Slots(budget));
+        let plan = strategy.place(&request.unwrap()).unwrap();
+        assert!(moved(&current, &plan) <= budget);
+        let layers = plan.layers().iter().zip(after.layers());
+        let largest = layers.map(|(layer, load)| {
+            let loads = moekit_placement::balance::rank_loads(layer, load).unwrap();
+            loads.into_iter().fold(0.0, f64::max)
+        });
+        largest.sum::<f64>()
+    };
+    // Each layer gains 32 slots, all of which are filled.
+    for budget in [128, 160, 320] {
+        let (shared, even) = (largest(true, budget), largest(false, budget));
+        assert!(shared <= even, "{budget}: {shared} {even}");
+    }
+}
+
 #[test]
 fn a_drifted_heavy_head_moves_little() {
     let mut rng = rng(6);

@@ -33,6 +33,9 @@ pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
     if parsed.as_ref().is_some_and(|value| !is_finite(value)) {
         return Err(format!("`{text}`: numbers must be finite"));
     }
+    if parsed.is_none() && is_whole_number(value.trim()) {
+        return Err(format!("`{text}`: whole numbers go up to {}", i64::MAX));
+    }
     let parsed = parsed.and_then(|value| serde_json::to_value(value).ok());
     let key = key.trim();
     if key == NAME_KEY {
@@ -42,6 +45,11 @@ pub(crate) fn parse_setting(text: &str) -> Result<Setting, String> {
         key: key.to_owned(),
         value: parsed.unwrap_or_else(|| Value::String(value.to_owned())),
     })
+}
+
+fn is_whole_number(text: &str) -> bool {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// JSON, into which settings go, has no other numbers.
@@ -330,6 +338,7 @@ mod tests {
         assert_eq!(value("a=0.5"), json!(0.5));
         assert_eq!(value("a=global"), json!("global"));
         assert_eq!(value("a=b=c"), json!("b=c"));
+        assert!(parse_setting("a=99999999999999999999").is_err());
         assert!(parse_setting("a").is_err());
         assert!(parse_setting("=1").is_err());
         assert!(parse_setting("a=[1, {b = nan}]").is_err());

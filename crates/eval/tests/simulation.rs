@@ -121,6 +121,23 @@ fn figures_worked_out_by_hand() {
 }
 
 #[test]
+fn an_interval_longer_than_the_trace_is_all_that_is_left() {
+    let trace = trace(&[&[1.0, 3.0], &[2.0, 2.0], &[4.0, 0.0]]);
+    let topology = Topology::new(2).unwrap();
+    let report = |interval| {
+        let shape = PlacementRequest::new(1, 2, &topology).unwrap();
+        let simulation = Simulation::new(&trace, shape, 1, interval).unwrap();
+        let pinned = Pinned(vec![vec![0], vec![1]]);
+        simulation.run(&pinned, &mut EqualSplit).unwrap().report
+    };
+    for interval in [2, usize::MAX - 1, usize::MAX] {
+        let report = report(interval);
+        assert_eq!((report.intervals, report.steps), (1, 2));
+        assert_eq!(report.balance_step_mean, (1.0 + 0.5) / 2.0);
+    }
+}
+
+#[test]
 fn plans_see_their_window_and_nothing_else() {
     let trace = trace(&[
         &[1.0, 0.0],

@@ -108,7 +108,10 @@ impl Compare {
                     let report =
                         PlanReport::of(&*strategy, &plan, &load, current.as_ref(), seconds)?;
                     outcomes.push(Outcome::Plan(Box::new(report)));
-                    plans.push((name, plan));
+                    // Only a page shows the plans; the next one finds memory that is there already.
+                    if options.page.is_some() {
+                        plans.push((name, plan));
+                    }
                 }
                 Err(error) => outcomes.push(Outcome::Refused {
                     strategy: name,

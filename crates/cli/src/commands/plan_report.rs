@@ -63,7 +63,7 @@ impl PlanReport {
             bound_max += bound.max_load;
             layers.push(Entry {
                 balance,
-                balancedness_bound: bound.balancedness,
+                balancedness_bound: bound.balancedness.min(1.0),
                 num_slots: placement.num_physical_experts(),
                 duplicates: placement.duplicates_on_a_rank(),
                 slots_moved: current
@@ -81,7 +81,7 @@ impl PlanReport {
             aggregate: Entry {
                 balance: aggregate,
                 balancedness_bound: if bound_max > 0.0 {
-                    aggregate.mean_load / bound_max
+                    (aggregate.mean_load / bound_max).min(1.0)
                 } else {
                     1.0
                 },

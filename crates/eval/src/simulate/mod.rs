@@ -273,7 +273,9 @@ impl<'a> Simulation<'a> {
             .map(|layer| RoutingTable::new(layer.clone(), topology.clone(), 0, interval as u64))
             .collect::<Result<Vec<_>, _>>()?;
         let start = self.start(interval);
-        let end = (start + self.interval).min(self.trace.steps().len());
+        let end = start
+            .saturating_add(self.interval)
+            .min(self.trace.steps().len());
         let mut sums = vec![vec![0.0; topology.num_ranks()]; tables.len()];
         for step in self.trace.steps()[start - 1..end].windows(2) {
             let layers = step[1].layers().zip(step[0].layers()).enumerate();

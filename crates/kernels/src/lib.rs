@@ -33,6 +33,7 @@
 //! ```
 
 mod activation_quant;
+mod affinity;
 mod batch;
 mod check;
 mod dequantize;
@@ -43,7 +44,6 @@ mod gate;
 mod isa;
 mod kernel;
 mod memory;
-mod placement;
 mod prepared;
 pub mod probe;
 mod rows;

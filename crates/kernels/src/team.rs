@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{hint, io};
 
-use crate::placement::{Placement, ThreadId};
+use crate::affinity::{Affinity, ThreadId};
 
 /// How long a helper without work looks for some before it sleeps: about as long as from one layer
 /// to the next. Waking up takes some 50 microseconds, and on a virtual machine at times
@@ -30,7 +30,7 @@ pub(crate) struct Team {
     helpers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     /// Held by the one whose call it is.
-    turn: Mutex<Option<Placement>>,
+    turn: Mutex<Option<Affinity>>,
 }
 
 #[derive(Default)]
@@ -76,7 +76,7 @@ impl Team {
     pub(crate) fn bound(threads: usize) -> io::Result<Self> {
         let (mut team, helpers) = Self::start(threads)?;
         *team.turn.get_mut().unwrap_or_else(PoisonError::into_inner) =
-            Some(Placement::new(helpers)?);
+            Some(Affinity::new(helpers)?);
         Ok(team)
     }
 
@@ -129,8 +129,8 @@ impl Team {
             return work();
         }
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(placement) = &mut *turn {
-            placement.make_way();
+        if let Some(affinity) = &mut *turn {
+            affinity.make_way();
         }
         // SAFETY: `Withdraw` ends the call and waits for those at work, whether or not the work of
         // this thread panics, so that no one has the reference after this function.

@@ -27,14 +27,14 @@ impl ThreadId {
 /// about to sleep; the two then share that core until its next balancing, for longer than a layer
 /// takes for a token. The calling thread, which is not ours, may run where it likes.
 #[derive(Debug)]
-pub(crate) struct Placement {
+pub(crate) struct Affinity {
     /// Where the calling thread was at the last call.
     caller: usize,
     helpers: Vec<(ThreadId, usize)>,
 }
 
 #[cfg(target_os = "linux")]
-impl Placement {
+impl Affinity {
     /// # Errors
     ///
     /// If the calling thread may use fewer CPUs than there are threads, or the system refuses.
@@ -78,7 +78,7 @@ fn bind(thread: ThreadId, cpu: usize) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-impl Placement {
+impl Affinity {
     /// # Errors
     ///
     /// Always.
@@ -110,11 +110,11 @@ mod tests {
         let cpus: Vec<usize> = (0..CpuSet::MAX_CPU)
             .filter(|cpu| allowed.is_set(*cpu))
             .collect();
-        match Placement::new(vec![id]) {
-            Ok(mut placement) => {
+        match Affinity::new(vec![id]) {
+            Ok(mut affinity) => {
                 for cpu in [0, 1, 0].map(|i| cpus[i]) {
                     bind(ThreadId::current(), cpu).unwrap();
-                    placement.make_way();
+                    affinity.make_way();
                     let its = sched_getaffinity(Some(id.0)).unwrap();
                     assert!(its.count() == 1 && !its.is_set(cpu), "{its:?}");
                 }
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn more_threads_than_cpus_are_refused() {
-        let error = Placement::new(vec![ThreadId::current(); CpuSet::MAX_CPU]).unwrap_err();
+        let error = Affinity::new(vec![ThreadId::current(); CpuSet::MAX_CPU]).unwrap_err();
         assert!(error.to_string().contains("a CPU for each"), "{error}");
     }
 }

@@ -98,7 +98,12 @@ impl Gate {
         hidden: Rows<'_>,
         hidden_size: usize,
     ) -> Result<Routed, FusedMoeError> {
-        let weight = HostTensor::new(self.weight.val())?;
+        let weight = self.weight.val();
+        let weight = match weight.dtype() {
+            DType::F32 | DType::BF16 => weight,
+            _ => weight.cast(DType::F32),
+        };
+        let weight = HostTensor::new(weight)?;
         let bias = floats(self.bias.as_ref())?;
         let bias = bias.as_ref().map(Floats::as_slice);
         let logits = kernel.gate_logits(hidden, hidden_size, weight.rows()?, bias)?;

@@ -107,6 +107,15 @@ fn a_gate_of_bf16_values_is_kept_in_bf16() {
         let output =
             |layer: &FusedMoe| values(layer.forward(tensor(x.clone(), H, &device)).unwrap());
         assert_eq!(output(&kept), output(&wide));
+        // Someone may cast it to any other type.
+        for dtype in [DType::F64, DType::F16] {
+            let mut cast = layer(&gate);
+            cast.gate.weight = cast.gate.weight.map(|weight| weight.cast(dtype));
+            assert_eq!(cast.gate.weight.val().dtype(), dtype);
+            let difference = |(a, b): (f32, f32)| (a - b).abs();
+            let pairs = output(&cast).into_iter().zip(output(&wide));
+            assert!(pairs.map(difference).all(|d| d < 1e-3));
+        }
 
         let mut other = gate.clone();
         other[3] = 0.1;

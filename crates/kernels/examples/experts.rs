@@ -189,7 +189,8 @@ fn main() -> Result<()> {
     let threads = argument(4, "2").parse()?;
     let kernel = match argument(5, "").as_str() {
         "pin" => CpuKernel::with_bound_threads(threads)?,
-        _ => CpuKernel::with_threads(threads)?,
+        "" => CpuKernel::with_threads(threads)?,
+        other => return Err(format!("`{other}` after the threads, expected `pin`").into()),
     };
 
     let mut noise = Noise(0x9e37_79b9_7f4a_7c15);

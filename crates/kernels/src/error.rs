@@ -91,6 +91,16 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// As it is told of a batch of which this is about the rows from `first` on.
+    pub(crate) fn rows_from(mut self, first: usize) -> Self {
+        if let Self::LocalId { row, .. } = &mut self {
+            *row += first;
+        }
+        self
+    }
+}
+
 /// Checks the length of a buffer against its shape.
 pub(crate) fn check_len(
     what: &'static str,
@@ -107,16 +117,6 @@ pub(crate) fn check_len(
         expected,
         shape,
     })
-}
-
-impl KernelError {
-    /// As it is told of a batch of which this is about the rows from `first` on.
-    pub(crate) fn rows_from(mut self, first: usize) -> Self {
-        if let Self::LocalId { row, .. } = &mut self {
-            *row += first;
-        }
-        self
-    }
 }
 
 /// The number of rows in a buffer; a width of 0 has none.

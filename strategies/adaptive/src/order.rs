@@ -1,9 +1,16 @@
 //! Experts and replicas, the heaviest first.
 
 use moekit_placement::order::HeaviestFirst;
-pub(crate) use moekit_placement::order::{heavy_first, index_of, single_precision};
+pub(crate) use moekit_placement::order::{heavy_first, index_of};
 
 use crate::apportion::Apportionment;
+
+/// The loads in float32, in its range.
+pub(crate) fn single_precision(load: &[f64]) -> Vec<f32> {
+    let mut single = Vec::new();
+    moekit_placement::order::single_precision(load, &mut single);
+    single
+}
 
 /// The keys of all experts, sorted.
 ///

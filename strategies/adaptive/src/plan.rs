@@ -68,7 +68,7 @@ const DEPTH: usize = 4;
 impl<'a> Layer<'a> {
     /// Places the layer.
     pub(crate) fn plan(&self, effort: &Effort) -> Layout<'a> {
-        let load = single_precision(self.weights);
+        let load = order::single_precision(self.weights);
         let live = self.ranks.live().count();
         let num_slots = self.ranks.num_slots();
         let sorted = order::experts(&load);
@@ -136,13 +136,6 @@ impl<'a> Layer<'a> {
         let groups = self.num_groups.filter(|_| self.ranks.num_nodes() > 1)?;
         Some(home_nodes(self.weights, groups, self.ranks))
     }
-}
-
-/// The loads in float32, in its range.
-pub(crate) fn single_precision(weights: &[f64]) -> Vec<f32> {
-    let mut single = Vec::new();
-    order::single_precision(weights, &mut single);
-    single
 }
 
 struct Search<'l, 'a> {

@@ -32,7 +32,8 @@ const KICK: usize = 3;
 const WORSE: f64 = 1.2;
 
 /// Layouts with other replica counts: the best whose largest load is below that of this one, if the search
-/// finds any, and the one that came closest to the next step, for other moves to go on from. All ranks are alike, and no expert is twice on a rank.
+/// finds any, and the one that came closest to the next step, for other moves to go on from. All ranks are
+/// alike, and no expert is twice on a rank.
 ///
 /// Time: O(trials × (R × E + P)), as far as the work goes.
 pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> Vec<Layout<'a>> {

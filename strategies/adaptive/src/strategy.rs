@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use moekit_placement::balance::rank_loads;
+use moekit_placement::balance::{LayerBalance, rank_loads};
 use moekit_placement::{
     Capabilities, MigrationBudget, ModelPlacement, Placement, PlacementError, PlacementRequest,
     PlacementStrategy, typetag,
@@ -14,7 +14,7 @@ use crate::budget;
 use crate::layers::{slots_in_force, slots_of_layers};
 use crate::layout::Layout;
 use crate::order;
-use crate::plan::{Effort, Layer, single_precision};
+use crate::plan::{Effort, Layer};
 use crate::ranks::Ranks;
 use crate::replan::{Goal, Stop, arrivals, renumbered, way};
 use crate::settings::{Adaptive, NAME, Recovery};
@@ -119,13 +119,11 @@ impl Adaptive {
         plan: &ModelPlacement,
         weights: &[Cow<'_, [f64]>],
     ) -> Result<f64, PlacementError> {
-        let speed = |rank: usize| self.speeds.get(rank).copied().unwrap_or(1.0);
         let layers = plan.layers().iter().zip(weights);
         layers
             .map(|(layer, weights)| {
                 let loads = rank_loads(layer, weights)?;
-                let times = loads.iter().enumerate().map(|(r, load)| load / speed(r));
-                Ok(times.fold(0.0, f64::max))
+                Ok(LayerBalance::at_speeds(&loads, &self.speeds).max_load)
             })
             .sum()
     }
@@ -185,7 +183,7 @@ impl Adaptive {
 
     fn goal(&self, ranks: &Ranks, weights: &[f64]) -> Goal {
         let live = ranks.live().count();
-        let load = single_precision(weights);
+        let load = order::single_precision(weights);
         let given = apportion(&load, &order::experts(&load), ranks.num_slots(), live);
         let bound = ranks.bound(weights, &given.counts);
         Goal {

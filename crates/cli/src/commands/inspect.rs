@@ -92,7 +92,7 @@ impl Inspect {
         }
     }
 
-    /// A placement for each layer. Layers of another size than the first are a plan of their own.
+    /// A placement for each layer. One plan places layers of equal size that follow each other.
     fn placements(&self, layers: &[MoeLayerSpec], topology: &Topology) -> Result<Vec<Placement>> {
         let strategy = self.group.strategy()?;
         let mut placements = Vec::with_capacity(layers.len());

@@ -21,6 +21,8 @@ pub(super) struct InputPlan {
     rows: Vec<QuantizedRow>,
     /// For each slot of the batch, the input of gate and of up in `rows`; empty if there is none.
     slots: Vec<[Option<usize>; 2]>,
+    /// Values from one row to the next. Asked for with every row, so that it is not derived each time.
+    stride: usize,
 }
 
 #[derive(Debug)]
@@ -91,6 +93,11 @@ impl InputPlan {
                 plan.slots.push(inputs);
             }
         }
+        let hidden_size = batch.hidden_size();
+        plan.stride = match plan.rows.iter().all(|row| row.input == Input::Int8) {
+            true => int8_units(hidden_size.next_multiple_of(FEATURES)),
+            false => hidden_size,
+        };
         plan
     }
 
@@ -116,11 +123,8 @@ impl InputPlan {
     }
 
     /// Values from one row to the next.
-    pub(super) fn stride(&self, hidden_size: usize) -> usize {
-        match self.rows.iter().all(|row| row.input == Input::Int8) {
-            true => int8_units(hidden_size.next_multiple_of(FEATURES)),
-            false => hidden_size,
-        }
+    pub(super) fn stride(&self) -> usize {
+        self.stride
     }
 
     /// Writes the rows, quantized and dequantized, or the bits of the units of their integers:
@@ -136,7 +140,7 @@ impl InputPlan {
         if self.rows.is_empty() {
             return;
         }
-        let stride = self.stride(hidden_size);
+        let stride = self.stride;
         let parts = out.chunks_mut(ROWS_PER_TASK * stride);
         let parts = parts.zip(self.rows.chunks(ROWS_PER_TASK)).collect();
         with_rows!(hidden, values => {

@@ -139,7 +139,7 @@ impl<'a> Job<'a> {
             terms: terms_buffer,
             threads,
         } = workspace;
-        let quantized = quantized.reserve(self.inputs.len() * self.inputs.stride(width))?;
+        let quantized = quantized.reserve(self.inputs.len() * self.inputs.stride())?;
         let quantized: &mut [f32] = bytemuck::cast_slice_mut(quantized);
         self.inputs
             .quantize(kernel, hidden, width, self.isa, quantized);

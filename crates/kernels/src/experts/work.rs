@@ -184,7 +184,7 @@ impl<'a> Work<'a> {
     fn row(&self, slot: usize, which: usize) -> Row<'a> {
         let width = self.job.batch.hidden_size();
         if let Some(planned) = self.job.inputs.of_slot(slot)[which] {
-            let stride = self.job.inputs.stride(width);
+            let stride = self.job.inputs.stride();
             return Row::F32(&self.quantized[planned * stride..][..stride]);
         }
         let row = slot / self.job.batch.top_k() * width;

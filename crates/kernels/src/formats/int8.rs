@@ -234,6 +234,25 @@ mod tests {
 
     use super::*;
 
+    /// The units of a row.
+    fn quantized<A: Widen + Default>(
+        isa: Isa,
+        quant: ActivationQuant,
+        values: &[A],
+        weight: f32,
+    ) -> Vec<u32> {
+        let mut units = vec![7; units(values.len().next_multiple_of(FEATURES))];
+        let op = Quantize {
+            quant,
+            values,
+            weight,
+            units: &mut units,
+        };
+        // SAFETY: tests ask for instruction sets that the machine has.
+        unsafe { isa.dispatch(op) };
+        units
+    }
+
     /// What a row of units stands for.
     fn restored(units: &[u32], len: usize) -> Vec<f32> {
         let (integers, extra) = units.split_at(units.len() - EXTRA);
@@ -262,15 +281,7 @@ mod tests {
                         let x: Vec<f32> = (0..len)
                             .map(|i| ((i * 37 % 101) as f32 - 50.0) * size)
                             .collect();
-                        let mut units = vec![7; units(len.next_multiple_of(FEATURES))];
-                        let op = Quantize {
-                            quant,
-                            values: &x[..],
-                            weight: 1.0,
-                            units: &mut units,
-                        };
-                        // SAFETY: the instruction set is an available one.
-                        unsafe { isa.dispatch(op) };
+                        let units = quantized(isa, quant, &x, 1.0);
                         let mut expected = x.clone();
                         quant.apply(&mut expected);
                         assert_eq!(restored(&units, len), expected);
@@ -290,24 +301,8 @@ mod tests {
             .collect();
         let wide: Vec<f32> = narrow.iter().map(|x| x.to_f32() * 0.3).collect();
         for isa in Isa::available() {
-            let mut got = vec![7; units(72)];
-            let mut expected = got.clone();
-            let op = Quantize {
-                quant,
-                values: &narrow[..],
-                weight: 0.3,
-                units: &mut got,
-            };
-            // SAFETY: the instruction set is an available one.
-            unsafe { isa.dispatch(op) };
-            let op = Quantize {
-                quant,
-                values: &wide[..],
-                weight: 1.0,
-                units: &mut expected,
-            };
-            // SAFETY: as above.
-            unsafe { isa.dispatch(op) };
+            let got = quantized(isa, quant, &narrow, 0.3);
+            let expected = quantized(isa, quant, &wide, 1.0);
             assert_eq!(got, expected);
         }
     }
@@ -322,15 +317,7 @@ mod tests {
         ] {
             let mut x = [1.0; 40];
             x[33] = bad;
-            let mut units = [0; 12];
-            let op = Quantize {
-                quant,
-                values: &x[..],
-                weight: 1.0,
-                units: &mut units,
-            };
-            // SAFETY: every machine has the portable instruction set.
-            unsafe { Isa::Portable.dispatch(op) };
+            let units = quantized(Isa::Portable, quant, &x, 1.0);
             assert!(f32::from_bits(units[10]).is_nan());
         }
     }

@@ -11,6 +11,8 @@
 mod apportion;
 mod baseline;
 mod budget;
+mod draws;
+mod exact;
 mod exchange;
 mod heavy;
 mod homes;

@@ -2,10 +2,11 @@
 
 use crate::apportion::{Apportionment, apportion, apportion_with_reserve};
 use crate::baseline::Hierarchy;
+use crate::exact::place_below;
 use crate::exchange::{Tabu, best_exchange};
 use crate::heavy::{Beam, fill_ranks, steps_to_the_end};
 use crate::homes::{bring_home, home_nodes};
-use crate::layout::Layout;
+use crate::layout::{Layout, ROUNDING};
 use crate::order::{self, longest_first};
 use crate::pack::{Slack, pack};
 use crate::ranks::Ranks;
@@ -60,6 +61,8 @@ const CHEAP: usize = 10_000;
 const CHEAPEST: usize = 2_500;
 /// As much more work goes into a search of counts.
 const RECOUNT_WORK: usize = 64;
+/// The same for a complete search.
+const EXACT_WORK: usize = 16;
 /// How often what may be given up to connect ranks is doubled if it does not suffice.
 const WIDENINGS: usize = 3;
 /// Busiest ranks whose swaps are looked at before an exchange is.
@@ -100,7 +103,7 @@ impl<'a> Layer<'a> {
             best = search.other_starts(best, &load, &sorted, &mut work);
         }
         if let Some(baseline) = baseline.filter(|_| best.largest() > limit) {
-            best = search.not_below(best, baseline);
+            best = search.not_below(best, baseline, &given);
         }
         if let Some(homes) = &homes {
             let limit = best.largest().max(target);
@@ -309,9 +312,35 @@ impl<'a> Search<'_, 'a> {
 
     /// A layout that is no worse than the baseline: without experts twice on a rank if the search
     /// finds one, else with as few as it finds.
-    fn not_below(&self, best: Layout<'a>, baseline: Layout<'a>) -> Layout<'a> {
+    fn not_below(
+        &self,
+        best: Layout<'a>,
+        baseline: Layout<'a>,
+        given: &Apportionment,
+    ) -> Layout<'a> {
         let limit = baseline.largest();
-        let repaired = without_duplicates(baseline.clone(), f64::INFINITY);
+        if let Some(layout) = self.below_without_duplicates(&best, &baseline, given) {
+            return layout;
+        }
+        let partly = without_duplicates(baseline, limit);
+        if partly.largest() < best.largest() {
+            partly
+        } else {
+            best
+        }
+    }
+
+    /// A layout without experts twice on a rank that is as good as the baseline. Homes are given up if
+    /// there is none that keeps to them.
+    fn below_without_duplicates(
+        &self,
+        best: &Layout<'a>,
+        baseline: &Layout<'a>,
+        given: &Apportionment,
+    ) -> Option<Layout<'a>> {
+        let (ranks, weights) = (self.layer.ranks, self.layer.weights);
+        // The same sums in another order.
+        let limit = baseline.largest() * (1.0 + ROUNDING);
         let effort = Effort {
             patience: self.effort.patience.saturating_mul(MORE_PATIENCE),
             ..*self.effort
@@ -322,18 +351,17 @@ impl<'a> Search<'_, 'a> {
             ..*self
         };
         let mut work = Work::new(self.effort.work);
-        for mut layout in [repaired, best.clone()] {
+        for mut layout in [
+            without_duplicates(baseline.clone(), f64::INFINITY),
+            best.clone(),
+        ] {
             patient.go_on(&mut layout, &mut work);
             if layout.largest() <= limit {
-                return layout;
+                return Some(layout);
             }
         }
-        let partly = without_duplicates(baseline, limit);
-        if partly.largest() < best.largest() {
-            partly
-        } else {
-            best
-        }
+        let work = EXACT_WORK.saturating_mul(self.effort.work);
+        place_below(ranks, weights, &given.counts, limit, work)
     }
 
     /// Swaps, those first that cost least: within nodes, and those that keep what replicas connect.

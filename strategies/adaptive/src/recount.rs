@@ -10,6 +10,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+use crate::draws::Draws;
 use crate::layout::{EMPTY, Layout};
 use crate::swap::Work;
 
@@ -112,7 +113,7 @@ impl<'l, 'a> Search<'l, 'a> {
             sand: light,
             num_ranks: layout.ranks.len(),
             slots_per_rank: layout.ranks.slots(0).len(),
-            draws: Draws(0x2545_f491_4f6c_dd1d),
+            draws: Draws::new(),
         }
     }
 
@@ -381,19 +382,6 @@ impl Pieces {
         }
         self.num_left -= chosen.len() * often as usize;
         self.of.retain(|piece| piece.left > 0);
-    }
-}
-
-/// A fixed sequence of numbers that look drawn by chance (xorshift64*, Vigna 2016).
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        ((high * n as u64) >> 32) as usize
     }
 }
 

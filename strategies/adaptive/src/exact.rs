@@ -308,8 +308,28 @@ impl<'a> Search<'a> {
                 slots[slot] = expert;
             }
         }
-        let is_full = !slots.contains(&EMPTY);
-        is_full.then(|| Layout::new(ranks, self.weights, slots))
+        if slots.contains(&EMPTY) {
+            return None;
+        }
+        let mut layout = Layout::new(ranks, self.weights, slots);
+        self.round_down(&mut layout);
+        Some(layout)
+    }
+
+    /// A sum that is the limit depends on the order in its last bit: turns what a rank holds until it is no
+    /// more, if it can.
+    fn round_down(&self, layout: &mut Layout<'_>) {
+        for rank in 0..self.ranks.len() {
+            let slots = layout.ranks.slots(rank);
+            for _ in slots.clone() {
+                if layout.times()[rank] <= self.limit {
+                    break;
+                }
+                for slot in slots.clone().skip(1) {
+                    layout.swap(slot - 1, slot);
+                }
+            }
+        }
     }
 }
 
@@ -367,7 +387,7 @@ mod tests {
                     0 => 0.0,
                     1 => draws.below(4) as f64,
                     2 => draws.below(1000) as f64,
-                    _ => (1 << draws.below(12)) as f64,
+                    _ => (1u64 << draws.below(12)) as f64,
                 })
                 .collect();
             if weights.iter().all(|&w| w == 0.0) {

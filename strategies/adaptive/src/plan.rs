@@ -6,7 +6,7 @@ use crate::exact::place_below;
 use crate::exchange::{Tabu, best_exchange};
 use crate::heavy::{Beam, fill_ranks, steps_to_the_end};
 use crate::homes::{bring_home, home_nodes};
-use crate::layout::{Layout, ROUNDING};
+use crate::layout::Layout;
 use crate::order::{self, longest_first};
 use crate::pack::{Slack, pack};
 use crate::ranks::Ranks;
@@ -339,8 +339,7 @@ impl<'a> Search<'_, 'a> {
         given: &Apportionment,
     ) -> Option<Layout<'a>> {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
-        // The same sums in another order.
-        let limit = baseline.largest() * (1.0 + ROUNDING);
+        let limit = baseline.largest();
         let effort = Effort {
             patience: self.effort.patience.saturating_mul(MORE_PATIENCE),
             ..*self.effort

@@ -31,6 +31,7 @@ mod settings;
 mod strategy;
 mod surplus;
 mod swap;
+mod undo;
 mod weights;
 
 use moekit_placement::register_strategy;

@@ -6,6 +6,7 @@ use moekit_routing::Rank;
 use crate::exchange::{Exchanges, excess};
 use crate::layout::{EMPTY, Layout};
 use crate::ranks::Ranks;
+use crate::undo::undo;
 
 /// When a layer moves, and how far.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +30,26 @@ pub(crate) struct Stop {
     pub(crate) largest: f64,
 }
 
+impl Stop {
+    fn of(layout: &Layout<'_>, moved: usize) -> Self {
+        Self {
+            slots: layout.slots().to_vec(),
+            moved,
+            largest: layout.largest(),
+        }
+    }
+}
+
+/// What steps lower, as parts of the target: what ranks have above it. Which of these leads to the fewest
+/// moves differs from layer to layer: the lower it is, the more ranks count that are not the busiest.
+const AIMS: [f64; 3] = [1.0, 0.99, 0.98];
+
 /// The way of a layer from the placement in force, cheapest gains first. At the first stop only
 /// those have moved without whom experts would be lost or slots empty.
+///
+/// # Arguments
+///
+/// - `is_short` - whether only the end counts: of several ways the one that moves least.
 ///
 /// Time: O(steps × (s² R + s P × replicas)) for s slots per rank.
 ///
@@ -42,50 +61,75 @@ pub(crate) fn way(
     weights: &[f64],
     current: &Placement,
     goal: Goal,
+    is_short: bool,
 ) -> (Vec<Stop>, bool) {
     let held = Held::of(current, ranks);
     let mut layout = Layout::new(ranks, weights, adopt(ranks, weights, current));
     let lost = recover(&mut layout, goal.target);
-    let mut moved = held.arrivals(&layout);
-    let stop = |layout: &Layout<'_>, moved| Stop {
-        slots: layout.slots().to_vec(),
-        moved,
-        largest: layout.largest(),
-    };
-    let mut way = vec![stop(&layout, moved)];
+    let mut begun = vec![held.stop(&layout)];
     let recovers = goal.only_recover && lost;
     if layout.largest() <= goal.enough || recovers {
-        return (way, recovers);
+        return (begun, recovers);
     }
     while let Some(slot) = repeated(&layout) {
         fill(&mut layout, slot, goal.target);
-        moved = held.arrivals(&layout);
-        way.push(stop(&layout, moved));
+        begun.push(held.stop(&layout));
     }
+    let aims = if is_short { &AIMS[..] } else { &AIMS[..1] };
+    let ways = aims.iter().map(|aim| {
+        let mut way = begun.clone();
+        walk(
+            layout.clone(),
+            &held,
+            goal.target,
+            aim * goal.target,
+            &mut way,
+        );
+        way
+    });
+    // Of those that get there the one that moves least, or else the one that gets furthest.
+    let value = |way: &Vec<Stop>| {
+        let end = &way[way.len() - 1];
+        match end.largest <= goal.target {
+            true => (goal.target, end.moved),
+            false => (end.largest, usize::MAX),
+        }
+    };
+    let best = ways.min_by(|a, b| {
+        let (a, b) = (value(a), value(b));
+        a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
+    });
+    (best.unwrap_or(begun), false)
+}
+
+/// Goes on, step by step, until no rank is above the target, and takes back what was not needed.
+fn walk(mut layout: Layout<'_>, held: &Held, target: f64, aim: f64, way: &mut Vec<Stop>) {
+    let mut moved = held.arrivals(&layout);
     // Every step lowers the excess; the limit is for steps that hardly do.
-    for _ in 0..2 * ranks.num_slots() {
-        if layout.largest() <= goal.target {
+    for _ in 0..2 * layout.ranks.num_slots() {
+        if layout.largest() <= target {
             break;
         }
-        let Some(step) = best_step(&layout, &held, goal.target) else {
+        let Some(step) = best_step(&layout, held, aim) else {
             break;
         };
-        match step.kind {
-            Kind::Swap(a, b) => layout.swap(a, b),
-            Kind::Replace(slot, expert) => layout.replace(slot, expert),
-        }
+        step.kind.apply(&mut layout);
         moved = moved.saturating_add_signed(step.arrivals);
-        way.push(stop(&layout, moved));
+        way.push(Stop::of(&layout, moved));
     }
-    (way, false)
+    let limit = layout.largest().max(target);
+    undo(&mut layout, held, limit);
+    let end = held.stop(&layout);
+    if end.moved < moved {
+        way.push(end);
+    }
 }
 
 /// The slots of another layout with its ranks renumbered so that few experts travel: the two ranks,
 /// before and after, that have the most experts in common become one, and so on. All ranks are alike.
 ///
 /// Time: O(R² (s + log R)).
-pub(crate) fn renumbered(ranks: &Ranks, slots: &[u32], current: &Placement) -> Vec<u32> {
-    let held = Held::of(current, ranks);
+pub(crate) fn renumbered(ranks: &Ranks, slots: &[u32], held: &Held) -> Vec<u32> {
     let common = |from: usize, to: usize| {
         let stay = slots[ranks.slots(from)]
             .iter()
@@ -113,16 +157,11 @@ pub(crate) fn renumbered(ranks: &Ranks, slots: &[u32], current: &Placement) -> V
     renumbered
 }
 
-/// Experts that reach a rank which did not hold them.
-pub(crate) fn arrivals(layout: &Layout<'_>, current: &Placement) -> usize {
-    Held::of(current, layout.ranks).arrivals(layout)
-}
-
 /// What each rank held, in ascending order.
-struct Held(Vec<Vec<u32>>);
+pub(crate) struct Held(Vec<Vec<u32>>);
 
 impl Held {
-    fn of(current: &Placement, ranks: &Ranks) -> Self {
+    pub(crate) fn of(current: &Placement, ranks: &Ranks) -> Self {
         let experts = |rank| {
             let mut held: Vec<u32> = experts_of(current, rank).collect();
             held.sort_unstable();
@@ -131,12 +170,21 @@ impl Held {
         Self((0..ranks.len()).map(experts).collect())
     }
 
+    pub(crate) fn of_rank(&self, rank: usize) -> &[u32] {
+        &self.0[rank]
+    }
+
+    pub(crate) fn stop(&self, layout: &Layout<'_>) -> Stop {
+        Stop::of(layout, self.arrivals(layout))
+    }
+
     /// 1 if the expert would have to travel to the rank.
-    fn arrives(&self, rank: usize, expert: u32) -> isize {
+    pub(crate) fn arrives(&self, rank: usize, expert: u32) -> isize {
         isize::from(self.0[rank].binary_search(&expert).is_err())
     }
 
-    fn arrivals(&self, layout: &Layout<'_>) -> usize {
+    /// Experts that reach a rank which did not hold them.
+    pub(crate) fn arrivals(&self, layout: &Layout<'_>) -> usize {
         let arrivals = |rank| {
             let mut experts = layout.experts_of(rank).to_vec();
             experts.sort_unstable();
@@ -266,9 +314,20 @@ fn least<T>(items: impl Iterator<Item = (T, f64)>) -> Option<(T, f64)> {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(crate) enum Kind {
+    /// Of what is in two slots.
     Swap(usize, usize),
+    /// Of what is in a slot by another expert.
     Replace(usize, u32),
+}
+
+impl Kind {
+    pub(crate) fn apply(self, layout: &mut Layout<'_>) {
+        match self {
+            Self::Swap(a, b) => layout.swap(a, b),
+            Self::Replace(slot, expert) => layout.replace(slot, expert),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -16,9 +16,10 @@ use crate::layout::Layout;
 use crate::order;
 use crate::plan::{Effort, Layer};
 use crate::ranks::Ranks;
-use crate::replan::{Goal, Stop, arrivals, renumbered, way};
+use crate::replan::{Goal, Held, Stop, renumbered, way};
 use crate::settings::{Adaptive, NAME, Recovery};
 use crate::surplus;
+use crate::undo::undo;
 use crate::weights::weights;
 
 #[typetag::serde(name = "adaptive")]
@@ -164,7 +165,7 @@ impl Adaptive {
             .map(|(l, (weights, current))| {
                 let ranks = of_layer(ranks, l);
                 let goal = self.goal(ranks, weights);
-                let (mut way, recovers) = way(ranks, weights, current, goal);
+                let (mut way, recovers) = way(ranks, weights, current, goal, budget.is_none());
                 if budget.is_none() && !recovers {
                     way.extend(self.anew(request, ranks, weights, current, goal, &way));
                 }
@@ -210,33 +211,29 @@ impl Adaptive {
         let parts = (0..=SEARCHED_FROM).map(|part| (way.len() - 1) * part / SEARCHED_FROM);
         let mut searched_from: Vec<usize> = parts.collect();
         searched_from.dedup();
+        let held = Held::of(current, ranks);
         let searched = searched_from
             .into_iter()
             .map(|stop| layer.search_on(&way[stop].slots, goal.enough, &effort))
             .filter(|layout| layout.largest() <= goal.enough)
-            .map(|layout| Stop {
-                moved: arrivals(&layout, current),
-                largest: layout.largest(),
-                slots: layout.into_slots(),
+            .map(|mut layout| {
+                undo(&mut layout, &held, goal.enough);
+                held.stop(&layout)
             });
         if let Some(stop) = searched.min_by_key(|stop| stop.moved) {
             return Some(stop);
         }
-        let layout = layer.plan(&effort);
+        let mut layout = layer.plan(&effort);
         let largest = layout.largest();
         if last.largest - largest <= self.replan.min_gain * last.largest {
             return None;
         }
-        let slots = match ranks.are_alike() && ranks.num_nodes() == 1 {
-            true => renumbered(ranks, layout.slots(), current),
-            false => layout.into_slots(),
-        };
-        Some(Stop {
-            slots,
-            // It is the last stop, and without a budget.
-            moved: usize::MAX,
-            largest,
-        })
+        if ranks.are_alike() && ranks.num_nodes() == 1 {
+            layout = Layout::new(ranks, weights, renumbered(ranks, layout.slots(), &held));
+        }
+        undo(&mut layout, &held, largest.max(goal.target));
+        // It is the last stop, and without a budget.
+        Some(held.stop(&layout))
     }
 }
 

@@ -106,6 +106,38 @@ fn no_expert_twice_on_a_rank_where_ranks_differ() {
     }
 }
 
+/// Instances on which `eplb` is only as good because experts sit twice on a rank, and a plan without exists.
+#[test]
+fn no_expert_twice_where_a_complete_search_finds_a_way() {
+    type Instance<'a> = (usize, usize, [usize; 2], &'a [f64], f64);
+    let instances: [Instance<'_>; 6] = [
+        (5, 3, [1, 1], &[0., 1., 1., 2.], 5.0 / 6.0),
+        (6, 3, [1, 1], &[1., 1., 1., 1., 10., 1.], 2.5),
+        (6, 3, [3, 5], &[1., 3., 1., 3., 3.], 1.85),
+        (4, 4, [1, 1], &[256., 610., 4., 6., 599., 0., 3.], 370.6),
+        (3, 4, [3, 7], &[983., 58., 8., 1., 365., 198., 129.], 583.7),
+        (
+            6,
+            3,
+            [1, 1],
+            &[52_957., 100_000., 36_511., 28_044., 22_854.],
+            40_764.215,
+        ),
+    ];
+    for (ranks, slots, [nodes, groups], weights, eplb) in instances {
+        let load = rows(&[weights.to_vec()]);
+        let topology = Topology::new(ranks).unwrap().with_nodes(nodes).unwrap();
+        let mut request = request(&load, &topology, ranks * slots);
+        if groups > 1 {
+            request = request.with_expert_groups(groups).unwrap();
+        }
+        let plan = Adaptive::default().place(&request).unwrap();
+        assert_eq!(duplicates(&plan), 0, "{weights:?}");
+        let largest = largest(&plan.layers()[0], weights);
+        assert!(largest <= eplb * (1.0 + 1e-9), "{weights:?}: {largest}");
+    }
+}
+
 #[test]
 fn replicas_leave_room_for_the_split_of_a_step() {
     let mut rng = rng(4);

@@ -69,14 +69,32 @@ impl HeaviestFirst {
     ///
     /// Time: O(N) for loads that are spread out, else O(N log N).
     pub fn sort(&mut self, load: &[f32]) -> &[u64] {
-        self.keys.clear();
-        let keys = (0..)
-            .zip(load)
-            .map(|(index, &load)| heavy_first(load, index));
-        self.keys.extend(keys);
-        let n = self.keys.len();
-        if !COUNTED.contains(&n) || !self.count() {
-            self.keys.sort_unstable();
+        self.sort_each(load, load.len())
+    }
+
+    /// The same for many lists at once.
+    ///
+    /// # Arguments
+    ///
+    /// - `loads` - `[lists, len]`; the result is of this shape too.
+    /// - `len` - the length of a list, in which its indices count from 0.
+    pub fn sort_each(&mut self, loads: &[f32], len: usize) -> &[u64] {
+        self.keys.resize(loads.len(), 0);
+        let keys = self.keys.chunks_exact_mut(len.max(1));
+        for (load, keys) in loads.chunks_exact(len.max(1)).zip(keys) {
+            let mut sorted = false;
+            if COUNTED.contains(&len) {
+                self.scratch.resize(len, 0);
+                count(load, &mut self.scratch, keys);
+                sorted = insertion_sort(keys, MOST_MOVES * len);
+            } else {
+                for (index, (key, &load)) in keys.iter_mut().zip(load).enumerate() {
+                    *key = heavy_first(load, index as u32);
+                }
+            }
+            if !sorted {
+                keys.sort_unstable();
+            }
         }
         &self.keys
     }
@@ -90,45 +108,43 @@ impl HeaviestFirst {
     pub fn into_keys(self) -> Vec<u64> {
         self.keys
     }
+}
 
-    /// Sorts by the two highest digits of what tells the keys apart, then by insertion, since few
-    /// keys agree in both. Whether that was enough.
-    fn count(&mut self) -> bool {
-        const DIGITS: usize = 1 << RADIX;
-        let high = |key: u64| (key >> 32) as u32;
-        let least = self.keys.iter().map(|&key| high(key)).min();
-        let most = self.keys.iter().map(|&key| high(key)).max();
-        let (Some(least), Some(most)) = (least, most) else {
-            return true;
-        };
-        let unused = (u32::BITS - (most - least).leading_zeros()).saturating_sub(2 * RADIX);
-        let digits = |key: u64| {
-            let rest = ((high(key) - least) >> unused) as usize;
-            [rest % DIGITS, rest / DIGITS % DIGITS]
-        };
-        let mut starts = [[0u32; DIGITS]; 2];
-        for &key in &self.keys {
-            let [low, high] = digits(key);
-            starts[0][low] += 1;
-            starts[1][high] += 1;
+/// The keys of loads, `[N]` as `scratch` and `keys`, sorted by the two highest digits of what tells loads apart.
+/// Few loads agree in both.
+fn count(load: &[f32], scratch: &mut [u64], keys: &mut [u64]) {
+    const DIGITS: usize = 1 << RADIX;
+    // Loads are not negative, so that their bits may be compared with signs, which is faster.
+    let bits = || load.iter().map(|load| load.to_bits() as i32);
+    let most = bits().max().unwrap_or_default() as u32;
+    let least = bits().min().unwrap_or_default() as u32;
+    let unused = (u32::BITS - (most - least).leading_zeros()).saturating_sub(2 * RADIX);
+    let digits = |load: f32| {
+        let rest = ((most - load.to_bits()) >> unused) as usize;
+        [rest % DIGITS, rest / DIGITS % DIGITS]
+    };
+    let mut starts = [[0u32; DIGITS]; 2];
+    for &load in load {
+        let [low, high] = digits(load);
+        starts[0][low] += 1;
+        starts[1][high] += 1;
+    }
+    for starts in &mut starts {
+        let mut next = 0;
+        for start in starts {
+            next += std::mem::replace(start, next);
         }
-        for starts in &mut starts {
-            let mut next = 0;
-            for start in starts {
-                next += std::mem::replace(start, next);
-            }
-        }
-        self.scratch.clear();
-        self.scratch.resize(self.keys.len(), 0);
-        for (digit, starts) in starts.iter_mut().enumerate() {
-            for &key in &self.keys {
-                let start = &mut starts[digits(key)[digit]];
-                self.scratch[*start as usize] = key;
-                *start += 1;
-            }
-            std::mem::swap(&mut self.keys, &mut self.scratch);
-        }
-        insertion_sort(&mut self.keys, MOST_MOVES * self.scratch.len())
+    }
+    let [lows, highs] = &mut starts;
+    for (index, &load) in (0..).zip(load) {
+        let start = &mut lows[digits(load)[0]];
+        scratch[*start as usize] = heavy_first(load, index);
+        *start += 1;
+    }
+    for &key in &*scratch {
+        let start = &mut highs[digits(load_of(key))[1]];
+        keys[*start as usize] = key;
+        *start += 1;
     }
 }
 
@@ -142,10 +158,12 @@ fn insertion_sort(keys: &mut [u64], most_moves: usize) -> bool {
             keys[at] = keys[at - 1];
             at -= 1;
         }
-        keys[at] = key;
-        moves += i - at;
-        if moves > most_moves {
-            return false;
+        if at < i {
+            keys[at] = key;
+            moves += i - at;
+            if moves > most_moves {
+                return false;
+            }
         }
     }
     true
@@ -187,6 +205,21 @@ mod tests {
         }
         single_precision(&[0.0], &mut single);
         assert_eq!(single, [0.0]);
+    }
+
+    #[test]
+    fn lists_are_sorted_one_by_one() {
+        for len in [1, 3, 150] {
+            let load: Vec<f32> = (0..4 * len).map(|i| (i * 37 % 101) as f32).collect();
+            let mut order = HeaviestFirst::default();
+            order.sort(&[1.0; 2000]);
+            let lists = load.chunks(len);
+            let each: Vec<u64> = lists
+                .flat_map(|list| HeaviestFirst::default().sort(list).to_vec())
+                .collect();
+            assert_eq!(order.sort_each(&load, len), each);
+        }
+        assert!(HeaviestFirst::default().sort_each(&[], 0).is_empty());
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The two greedy steps and their hierarchy, for several layers at a time.
 
-use std::ops::Range;
-
 use moekit_placement::order::{HeaviestFirst, single_precision};
 
 use crate::packing::Packing;
@@ -18,42 +16,56 @@ pub(crate) struct Hierarchy {
     pub(crate) experts: usize,
 }
 
-/// Layers that are placed together.
-const TOGETHER: usize = 4;
+/// Layers that are placed together: as many as there are games in turn of a
+/// [tournament](crate::tournament).
+const TOGETHER: usize = 3;
 
 /// Places layers of one size; what it needs meanwhile is kept from layer to layer.
+///
+/// Arrays are of all layers that are placed together, layer by layer.
 #[derive(Debug)]
 pub(crate) struct Greedy {
     hierarchy: Hierarchy,
-    layers: [Layer; TOGETHER],
-    packing: Packing,
-}
-
-/// A layer that is being placed.
-#[derive(Debug, Default)]
-struct Layer {
-    /// The loads of all experts, `[experts]`.
-    load: Vec<f32>,
-    /// The loads of all expert groups, `[groups]`, and their order.
-    group_load: Vec<f32>,
-    groups: HeaviestFirst,
-    /// The experts of each node, node by node.
-    experts: Vec<usize>,
-    /// The loads of a node's experts.
-    node_load: Vec<f32>,
+    /// The loads of all experts, `[experts]` each.
+    loads: [Vec<f32>; TOGETHER],
+    /// The loads of expert groups, and the groups, `[layers, groups]`.
+    group_loads: Vec<f32>,
+    groups: Vec<u32>,
+    /// The groups of each node, node by node, `[layers, groups]`.
+    homes: Vec<u32>,
+    onto_nodes: Packing,
+    /// The experts of each node, node by node, `[layers, experts]`, and their loads.
+    experts: Vec<u32>,
+    expert_loads: Vec<f32>,
     replication: Replication,
-    /// The keys of a node's replicas, the heaviest first.
-    order: Vec<u64>,
-    /// The logical expert of each slot, `[slots]`.
-    slots: Vec<usize>,
+    sorted: HeaviestFirst,
+    onto_ranks: Packing,
+    /// The logical expert of each slot, `[layers, slots]`.
+    slots: Vec<u32>,
 }
 
 impl Greedy {
     pub(crate) fn new(hierarchy: Hierarchy) -> Self {
+        let Hierarchy {
+            groups,
+            nodes,
+            ranks,
+            slots,
+            experts,
+        } = hierarchy;
         Self {
             hierarchy,
-            layers: Default::default(),
-            packing: Packing::default(),
+            loads: Default::default(),
+            group_loads: Vec::new(),
+            groups: (0..groups as u32).collect::<Vec<_>>().repeat(TOGETHER),
+            homes: Vec::new(),
+            onto_nodes: Packing::new(groups, nodes),
+            experts: Vec::new(),
+            expert_loads: Vec::new(),
+            replication: Replication::new(experts / nodes, slots / nodes),
+            sorted: HeaviestFirst::default(),
+            onto_ranks: Packing::new(slots / nodes, ranks / nodes),
+            slots: Vec::new(),
         }
     }
 
@@ -61,104 +73,81 @@ impl Greedy {
     /// global mode.
     pub(crate) fn place(&mut self, loads: &[&[f64]]) -> Vec<Vec<usize>> {
         let mut placed = Vec::with_capacity(loads.len());
-        let (together, rest) = loads.as_chunks::<TOGETHER>();
-        for &loads in together {
-            placed.extend(self.place_together(loads));
-        }
-        for &load in rest {
-            placed.extend(self.place_together([load]));
+        for loads in loads.chunks(TOGETHER) {
+            for (&load, to) in loads.iter().zip(&mut self.loads) {
+                single_precision(load, to);
+            }
+            self.place_together(loads.len());
+            let layers = self.slots.chunks_exact(self.hierarchy.slots);
+            let slots = layers.map(|slots| slots.iter().map(|&e| e as usize).collect());
+            placed.extend(slots);
         }
         placed
     }
 
-    fn place_together<const N: usize>(&mut self, loads: [&[f64]; N]) -> [Vec<usize>; N] {
-        let Hierarchy { nodes, ranks, .. } = self.hierarchy;
-        let slots_per_node = self.hierarchy.slots / nodes;
-        let layers = &mut self.layers[..N];
-        for (layer, load) in layers.iter_mut().zip(loads) {
-            layer.begin(load, self.hierarchy, &mut self.packing);
+    fn place_together(&mut self, layers: usize) {
+        let Hierarchy {
+            nodes,
+            ranks,
+            slots,
+            ..
+        } = self.hierarchy;
+        self.assign_groups(layers);
+        self.list_experts(layers);
+        self.replication.run(&self.expert_loads, &self.experts);
+        let Replication {
+            replicas, loads, ..
+        } = &self.replication;
+        if slots == ranks {
+            // Nothing to pack.
+            self.slots.clone_from(replicas);
+        } else {
+            let items = self.sorted.sort_each(loads, slots / nodes);
+            self.slots.resize(replicas.len(), 0);
+            self.onto_ranks.run(items, replicas, &mut self.slots);
         }
-        for node in 0..nodes {
-            let slots = node * slots_per_node..(node + 1) * slots_per_node;
-            for layer in layers.iter_mut() {
-                layer.replicate(node, self.hierarchy);
-            }
-            if slots_per_node == ranks / nodes {
-                // One slot per rank: nothing to pack.
-                for layer in layers.iter_mut() {
-                    (layer.slots[slots.clone()].iter_mut().zip(0..))
-                        .for_each(|(slot, replica)| *slot = replica);
-                }
-            } else {
-                let orders: [Vec<u64>; N] =
-                    std::array::from_fn(|n| std::mem::take(&mut layers[n].order));
-                let each: [&[u64]; N] = orders.each_ref().map(Vec::as_slice);
-                self.packing.run(each, ranks / nodes, |n, slot, replica| {
-                    layers[n].slots[slots.start + slot] = replica;
-                });
-                for (layer, order) in layers.iter_mut().zip(orders) {
-                    layer.order = order;
-                }
-            }
-            for layer in layers.iter_mut() {
-                layer.name_experts(node, slots.clone(), self.hierarchy);
-            }
-        }
-        std::array::from_fn(|n| std::mem::take(&mut layers[n].slots))
-    }
-}
-
-impl Layer {
-    fn begin(&mut self, load: &[f64], hierarchy: Hierarchy, packing: &mut Packing) {
-        single_precision(load, &mut self.load);
-        self.slots = vec![0; hierarchy.slots];
-        self.assign_groups(hierarchy, packing);
     }
 
-    /// Packs expert groups onto nodes; the experts of each node in the order of their groups.
-    fn assign_groups(&mut self, hierarchy: Hierarchy, packing: &mut Packing) {
-        let Hierarchy { groups, nodes, .. } = hierarchy;
-        self.experts.clear();
+    /// Packs expert groups onto nodes.
+    fn assign_groups(&mut self, layers: usize) {
+        let Hierarchy { groups, nodes, .. } = self.hierarchy;
+        let names = &self.groups[..layers * groups];
         if groups == nodes {
-            self.experts.extend(0..self.load.len());
+            self.homes.clear();
+            self.homes.extend_from_slice(names);
             return;
         }
-        let size = self.load.len() / groups;
-        self.group_load.clear();
-        self.group_load.resize(groups, 0.0);
-        // Each sum in its order, but side by side: an addition waits for the one before.
-        for expert in 0..size {
-            let loads = self.load[expert..].iter().step_by(size);
-            (self.group_load.iter_mut().zip(loads)).for_each(|(sum, load)| *sum += load);
+        self.group_loads.clear();
+        self.group_loads.resize(layers * groups, 0.0);
+        let sums = self.group_loads.chunks_exact_mut(groups);
+        for (sums, loads) in sums.zip(&self.loads) {
+            let size = loads.len() / groups;
+            // Each sum in its order, but side by side: an addition waits for the one before.
+            for expert in 0..size {
+                let loads = loads[expert..].iter().step_by(size);
+                (sums.iter_mut().zip(loads)).for_each(|(sum, load)| *sum += load);
+            }
         }
-        self.experts.resize(self.load.len(), 0);
-        let order = self.groups.sort(&self.group_load);
-        packing.run([order], nodes, |_, place, group| {
-            let experts = self.experts[place * size..(place + 1) * size].iter_mut();
-            experts
-                .zip(group * size..)
-                .for_each(|(to, expert)| *to = expert);
-        });
+        let items = self.sorted.sort_each(&self.group_loads, groups);
+        self.homes.resize(layers * groups, 0);
+        self.onto_nodes.run(items, names, &mut self.homes);
     }
 
-    /// Gives the experts of a node its slots, and sorts their replicas.
-    fn replicate(&mut self, node: usize, hierarchy: Hierarchy) {
-        let per_node = hierarchy.experts / hierarchy.nodes;
-        let experts = &self.experts[node * per_node..(node + 1) * per_node];
-        self.node_load.clear();
-        let load = experts.iter().map(|&expert| self.load[expert]);
-        self.node_load.extend(load);
-        let slots = hierarchy.slots / hierarchy.nodes;
-        self.replication.run(&self.node_load, slots);
-        self.replication
-            .heaviest_first(&self.node_load, &mut self.order);
-    }
-
-    /// Puts experts in place of the replicas in a node's slots.
-    fn name_experts(&mut self, node: usize, slots: Range<usize>, hierarchy: Hierarchy) {
-        let first = node * (hierarchy.experts / hierarchy.nodes);
-        for slot in &mut self.slots[slots] {
-            *slot = self.experts[first + self.replication.replicas[*slot] as usize];
+    /// Lists the experts of each node, in the order of their groups there.
+    fn list_experts(&mut self, layers: usize) {
+        let Hierarchy {
+            groups, experts, ..
+        } = self.hierarchy;
+        let size = experts / groups;
+        self.experts.clear();
+        self.expert_loads.clear();
+        let homes = self.homes.chunks_exact(groups);
+        for (homes, loads) in homes.zip(&self.loads[..layers]) {
+            for &group in homes {
+                let group = group as usize * size..(group as usize + 1) * size;
+                self.experts.extend(group.start as u32..group.end as u32);
+                self.expert_loads.extend_from_slice(&loads[group]);
+            }
         }
     }
 }

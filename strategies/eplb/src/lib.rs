@@ -9,6 +9,7 @@ mod greedy;
 mod packing;
 mod preserve;
 mod replication;
+mod tournament;
 
 use moekit_placement::{
     Capabilities, ExpertLoad, ModelPlacement, Placement, PlacementError, PlacementRequest,

@@ -2,90 +2,138 @@
 
 use moekit_placement::order::{index_of, load_of};
 
+use crate::tournament::{Game, Tournaments, play_all, replace};
+
 /// Spreads weighted items over packs of equal size: heaviest first, each onto the lightest pack
 /// with room.
-///
-/// Where an item goes depends on where the one before went, so that a processor waits more than it
-/// computes. Several orders are therefore packed in turn, item by item: while one waits, the others
-/// go on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Packing {
-    /// For each order a tree of matches between packs: the lightest with room at 1, the two that the
-    /// winner at `i` comes from at `2 i` and `2 i + 1`. It needs no branch that depends on the weights.
-    lightest: Vec<u64>,
-    /// Items in each pack.
-    filled: Vec<u32>,
-}
-
-/// Sorts before the key of any larger weight, and of the same weight with a larger index.
-fn light_first(weight: f32, index: usize) -> u64 {
-    u64::from(weight.to_bits()) << 32 | index as u64
+    /// Items of an order.
+    len: usize,
+    places: Places,
+    /// A tournament between the packs.
+    tournaments: Tournaments,
+    /// One in which all packs are empty.
+    empty: Vec<u64>,
 }
 
 impl Packing {
-    /// Packs the items of `N` orders of one length, keys by
-    /// [`heavy_first`](moekit_placement::order::heavy_first), and calls `put(order, place, item)` for
-    /// each: places are numbered pack by pack, and in a pack in the order in which items came.
-    pub(crate) fn run<const N: usize>(
-        &mut self,
-        orders: [&[u64]; N],
-        packs: usize,
-        mut put: impl FnMut(usize, usize, usize),
-    ) {
-        let Some(len) = orders.iter().map(|order| order.len()).min() else {
-            return;
-        };
-        let room = len / packs;
-        let leaves = packs.next_power_of_two();
-        self.reset(packs, N);
-        let (lightest, _) = self.lightest.as_chunks_mut::<N>();
-        let (filled, _) = self.filled.as_chunks_mut::<N>();
-        let mut first = [light_first(0.0, 0); N];
-        for turn in 0..len {
-            for (n, (order, first)) in orders.iter().zip(&mut first).enumerate() {
-                let item = order[turn];
-                let pack = index_of(*first) as usize;
-                let fill = &mut filled[pack][n];
-                put(n, pack * room + *fill as usize, index_of(item) as usize);
-                *fill += 1;
-                let weight = f32::from_bits((*first >> 32) as u32) + load_of(item);
-                let key = if *fill as usize == room {
-                    u64::MAX
-                } else {
-                    light_first(weight, pack)
-                };
-                let mut winner = key;
-                let mut at = leaves + pack;
-                while at > 1 {
-                    lightest[at][n] = winner;
-                    winner = winner.min(lightest[at ^ 1][n]);
-                    at /= 2;
-                }
-                *first = winner;
-            }
+    /// # Arguments
+    ///
+    /// - `len` - the items of an order.
+    /// - `packs` - the packs, each of which takes equally many.
+    pub(crate) fn new(len: usize, packs: usize) -> Self {
+        let places = Places::new(len / packs);
+        let tournaments = Tournaments::new(packs);
+        let mut empty = vec![u64::MAX; tournaments.size()];
+        let keys = (0..packs).map(|pack| light_first(0.0, places.first(pack)));
+        play_all(&mut empty, keys);
+        Self {
+            len,
+            places,
+            tournaments,
+            empty,
         }
     }
 
-    /// Empties the packs of `orders` orders.
-    fn reset(&mut self, packs: usize, orders: usize) {
-        let leaves = packs.next_power_of_two();
-        self.lightest.clear();
-        self.lightest.resize(orders, u64::MAX);
-        // The first pack wins every match against an equal one: at depth d, each 2^d-th.
-        let mut depth = 1;
-        while depth <= leaves {
-            let step = leaves / depth;
-            for pack in (0..leaves).step_by(step) {
-                let key = if pack < packs {
-                    light_first(0.0, pack)
-                } else {
-                    u64::MAX
-                };
-                self.lightest.extend(std::iter::repeat_n(key, orders));
-            }
-            depth *= 2;
+    /// Packs orders of items, all `[orders, len]`.
+    ///
+    /// # Arguments
+    ///
+    /// - `items` - keys by [`heavy_first`](moekit_placement::order::heavy_first), sorted.
+    /// - `names` - what is written for each item.
+    /// - `packed` - where: pack by pack, and in a pack in the order in which items came.
+    pub(crate) fn run(&mut self, items: &[u64], names: &[u32], packed: &mut [u32]) {
+        let (len, places, empty) = (self.len, self.places, &self.empty[..]);
+        let orders = items.chunks_exact(len).zip(names.chunks_exact(len));
+        let orders = orders.zip(packed.chunks_exact_mut(len));
+        let orders = orders.map(|((items, names), packed)| Order {
+            empty,
+            places,
+            lightest: 0,
+            items,
+            names,
+            packed,
+        });
+        self.tournaments.play(orders, 0..len);
+    }
+}
+
+/// An order that is being packed.
+struct Order<'a> {
+    /// A tournament between empty packs.
+    empty: &'a [u64],
+    places: Places,
+    /// The key of the lightest pack.
+    lightest: u64,
+    items: &'a [u64],
+    names: &'a [u32],
+    packed: &'a mut [u32],
+}
+
+impl Game for Order<'_> {
+    #[inline(always)]
+    fn begin(&mut self, tree: &mut [u64]) {
+        tree.copy_from_slice(self.empty);
+        self.lightest = tree[1];
+    }
+
+    /// Puts an item onto the lightest pack.
+    #[inline(always)]
+    fn turn(&mut self, tree: &mut [u64], turn: usize) {
+        let item = self.items[turn];
+        let place = index_of(self.lightest);
+        let pack = self.places.pack(place);
+        self.packed[self.places.position(place)] = self.names[index_of(item) as usize];
+        let weight = f32::from_bits((self.lightest >> 32) as u32) + load_of(item);
+        let key = light_first(weight, place + 1) | self.places.full(place + 1);
+        self.lightest = replace(tree, pack, key);
+    }
+}
+
+/// Sorts before the key of any larger weight, and of the same weight with a later place.
+#[inline(always)]
+fn light_first(weight: f32, place: u32) -> u64 {
+    u64::from(weight.to_bits()) << 32 | u64::from(place)
+}
+
+/// The place that is next in a pack, as its key has it: the pack above, and below what is taken of it, counted so
+/// that the bits overflow when it is full.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    /// Bits of a place in a pack.
+    bits: u32,
+    /// Where they begin to count.
+    unused: u32,
+}
+
+impl Places {
+    fn new(room: usize) -> Self {
+        let bits = room.next_power_of_two().ilog2();
+        Self {
+            bits,
+            unused: (1 << bits) - room as u32,
         }
-        self.filled.clear();
-        self.filled.resize(packs * orders, 0);
+    }
+
+    fn first(self, pack: usize) -> u32 {
+        (pack as u32) << self.bits | self.unused
+    }
+
+    #[inline(always)]
+    fn pack(self, place: u32) -> usize {
+        (place >> self.bits) as usize
+    }
+
+    /// Counted without what is unused.
+    #[inline(always)]
+    fn position(self, place: u32) -> usize {
+        (place - ((place >> self.bits) + 1) * self.unused) as usize
+    }
+
+    /// What is set in the key of a full pack: the sign of its weight, so that it comes after all others.
+    #[inline(always)]
+    fn full(self, next: u32) -> u64 {
+        u64::from(next & ((1 << self.bits) - 1) == 0) << 63
     }
 }

@@ -1,84 +1,108 @@
 //! How many replicas each expert gets.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use moekit_placement::order::{heavy_first, index_of};
 
-use moekit_placement::order::{HeaviestFirst, heavy_first, index_of};
+use crate::tournament::{Game, Tournaments, play_all, replace};
 
-/// Gives each slot beyond one per expert to the expert with the largest load per replica.
-#[derive(Debug, Default)]
+/// Gives each slot beyond one per expert to the expert with the largest load per replica, in several
+/// sets of experts side by side.
+#[derive(Debug)]
 pub(crate) struct Replication {
-    /// The expert of each replica: every expert once, then those with more, in the order in which
-    /// they got them.
+    /// Experts and slots of a set.
+    experts: usize,
+    slots: usize,
+    /// The name of the expert of each replica, `[sets, slots]`. In a set every expert
+    /// comes once, then those with more, in the order in which they got them.
     pub(crate) replicas: Vec<u32>,
-    /// Replicas of each expert.
-    counts: Vec<u32>,
-    /// The experts, heaviest first.
-    sorted: HeaviestFirst,
-    /// How many of them have several replicas: the heaviest do.
-    num_several: usize,
-    /// Experts with several replicas, by load per replica.
-    several: BinaryHeap<Reverse<u64>>,
-    /// Their replicas.
-    shared: Vec<u64>,
+    /// The load of each replica, `[sets, slots]`.
+    pub(crate) loads: Vec<f32>,
+    /// Replicas of each expert, `[sets, experts]`. Whole numbers, which divide loads as they are.
+    counts: Vec<f32>,
+    /// Between the experts of a set.
+    tournaments: Tournaments,
 }
 
 impl Replication {
-    pub(crate) fn run(&mut self, load: &[f32], slots: usize) {
-        self.replicas.clear();
-        self.replicas.extend(0..load.len() as u32);
-        self.counts.clear();
-        self.counts.resize(load.len(), 1);
-        let sorted = self.sorted.sort(load);
-        self.several.clear();
-        self.num_several = 0;
-        for _ in load.len()..slots {
-            // The busiest is either the heaviest expert with one replica or one with several.
-            let of_single = sorted.get(self.num_several).copied();
-            let of_several = self.several.peek().map(|top| top.0);
-            let several_first = of_several.is_some_and(|key| of_single.is_none_or(|s| key < s));
-            let busiest = if several_first { of_several } else { of_single };
-            let busiest = index_of(busiest.unwrap_or_default());
-            self.replicas.push(busiest);
-            let count = &mut self.counts[busiest as usize];
-            *count += 1;
-            let share = heavy_first(load[busiest as usize] / *count as f32, busiest);
-            if several_first {
-                if let Some(mut top) = self.several.peek_mut() {
-                    top.0 = share;
-                }
-            } else {
-                self.num_several += 1;
-                self.several.push(Reverse(share));
-            }
+    pub(crate) fn new(experts: usize, slots: usize) -> Self {
+        Self {
+            experts,
+            slots,
+            replicas: Vec::new(),
+            loads: Vec::new(),
+            counts: Vec::new(),
+            tournaments: Tournaments::new(experts),
         }
     }
 
-    /// All replicas, the heaviest first: those of experts with several merged into the others,
-    /// which are sorted already.
-    pub(crate) fn heaviest_first(&mut self, load: &[f32], order: &mut Vec<u64>) {
-        let (several, single) = self.sorted.keys().split_at(self.num_several);
-        let first = several.iter().map(|&key| (index_of(key), index_of(key)));
-        let more = (0..).zip(self.replicas.iter().copied()).skip(load.len());
-        self.shared.clear();
-        self.shared
-            .extend(first.chain(more).map(|(replica, expert)| {
-                let expert = expert as usize;
-                heavy_first(load[expert] / self.counts[expert] as f32, replica)
-            }));
-        self.shared.sort_unstable();
-        order.clear();
-        let mut left = single;
-        for &shared in &self.shared {
-            while let Some((&key, rest)) = left.split_first()
-                && key < shared
-            {
-                order.push(key);
-                left = rest;
-            }
-            order.push(shared);
+    /// Replicates experts with these loads and names, `[sets, experts]`.
+    pub(crate) fn run(&mut self, loads: &[f32], names: &[u32]) {
+        let (experts, slots) = (self.experts, self.slots);
+        let len = loads.len() / experts * slots;
+        self.replicas.resize(len, 0);
+        self.loads.resize(len, 0.0);
+        self.counts.clear();
+        self.counts.resize(loads.len(), 1.0);
+        let counts = self.counts.chunks_exact_mut(experts);
+        let given = loads.chunks_exact(experts).zip(names.chunks_exact(experts));
+        let replicas = self.replicas.chunks_exact_mut(slots);
+        let shares = self.loads.chunks_exact_mut(slots);
+        let sets = given.zip(counts).zip(replicas.zip(shares));
+        let sets = sets.map(|(((loads, names), counts), (replicas, shares))| Set {
+            loads,
+            names,
+            counts,
+            busiest: 0,
+            replicas,
+            shares,
+        });
+        self.tournaments.play(sets, experts..slots);
+    }
+}
+
+/// A set of experts that are being replicated.
+struct Set<'a> {
+    loads: &'a [f32],
+    names: &'a [u32],
+    counts: &'a mut [f32],
+    /// The key of the expert with the largest load per replica.
+    busiest: u64,
+    replicas: &'a mut [u32],
+    shares: &'a mut [f32],
+}
+
+impl Game for Set<'_> {
+    #[inline(always)]
+    fn begin(&mut self, tree: &mut [u64]) {
+        let keys = (0..).zip(self.loads);
+        play_all(tree, keys.map(|(expert, &load)| heavy_first(load, expert)));
+        self.busiest = tree[1];
+    }
+
+    /// Gives the busiest expert a replica.
+    #[inline(always)]
+    fn turn(&mut self, tree: &mut [u64], replica: usize) {
+        let expert = index_of(self.busiest);
+        self.replicas[replica] = expert;
+        let count = &mut self.counts[expert as usize];
+        *count += 1.0;
+        let share = self.loads[expert as usize] / *count;
+        self.busiest = replace(tree, expert as usize, heavy_first(share, expert));
+    }
+
+    /// Names the replicas and splits the loads.
+    #[inline(always)]
+    fn end(&mut self) {
+        let experts = self.loads.len();
+        let (share, more_shares) = self.shares.split_at_mut(experts);
+        for ((share, load), count) in share.iter_mut().zip(self.loads).zip(&*self.counts) {
+            *share = load / count;
         }
-        order.extend_from_slice(left);
+        let (first, more) = self.replicas.split_at_mut(experts);
+        first.copy_from_slice(self.names);
+        for (replica, more_share) in more.iter_mut().zip(more_shares) {
+            let expert = *replica as usize;
+            (*replica, *more_share) = (self.names[expert], share[expert]);
+        }
     }
 }
 
@@ -88,9 +112,12 @@ mod tests {
 
     #[test]
     fn the_largest_share_gets_the_next_replica() {
-        let mut replication = Replication::default();
-        replication.run(&[2.0, 2.0, 1.0], 6);
-        assert_eq!(replication.replicas, [0, 1, 2, 0, 1, 0]);
-        assert_eq!(replication.counts, [3, 2, 1]);
+        let mut replication = Replication::new(3, 6);
+        replication.run(&[2.0, 2.0, 1.0, 0.0, 0.0, 5.0], &[10, 11, 12, 20, 21, 22]);
+        let replicas = [10, 11, 12, 10, 11, 10, 20, 21, 22, 22, 22, 22];
+        assert_eq!(replication.replicas, replicas);
+        let third = 2.0 / 3.0;
+        assert_eq!(replication.loads[..6], [third, 1.0, 1.0, third, 1.0, third]);
+        assert_eq!(replication.loads[6..], [0.0, 0.0, 1.25, 1.25, 1.25, 1.25]);
     }
 }

@@ -11,7 +11,9 @@ use crate::tile::SUMS;
 pub(super) struct Activate<'a> {
     pub(super) activation: Activation,
     /// `[rows, SUMS]`: gate and up, or two panels of up.
-    pub(super) sums: &'a [f32],
+    ///
+    /// Each row begins with its units afterwards.
+    pub(super) sums: &'a mut [f32],
     /// What the input of each row is multiplied by, for either panel: `[rows]`.
     pub(super) weights: &'a [[f32; 2]],
     /// Of both panels.
@@ -19,8 +21,6 @@ pub(super) struct Activate<'a> {
     /// Features that there are; what lies beyond becomes zero.
     pub(super) features: usize,
     pub(super) input: Input,
-    /// The first units of each row: `[rows]`.
-    pub(super) out: &'a mut [[u32; SUMS]],
 }
 
 impl Op for Activate<'_> {
@@ -28,9 +28,9 @@ impl Op for Activate<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let rows = self.sums.as_chunks::<SUMS>().0.iter();
-        for ((sums, weights), out) in rows.zip(self.weights).zip(self.out) {
-            // SAFETY: the caller's promise; a row of `out` has room for what two panels become.
+        let rows = self.sums.as_chunks_mut::<SUMS>().0.iter_mut();
+        for (sums, weights) in rows.zip(self.weights) {
+            // SAFETY: the caller's promise; a row has room for what its two panels become.
             unsafe {
                 let gate = linear::<S>(sums, self.bias, 0, weights[0]);
                 let up = linear::<S>(sums, self.bias, LANES, weights[1]);
@@ -44,10 +44,10 @@ impl Op for Activate<'_> {
                 let per_unit = self.input.features_per_unit();
                 for (i, values) in values.into_iter().enumerate() {
                     let values = first_of::<S>(values, self.features.saturating_sub(i * LANES));
-                    let out = out[i * LANES / per_unit..].as_mut_ptr();
+                    let units = sums[i * LANES / per_unit..].as_mut_ptr();
                     match self.input {
-                        Input::F32 | Input::Int8 => S::store(out.cast(), values),
-                        Input::Bf16 => S::store_pairs(out, values),
+                        Input::F32 | Input::Int8 => S::store(units, values),
+                        Input::Bf16 => S::store_pairs(units.cast(), values),
                     }
                 }
             }
@@ -232,21 +232,19 @@ pub(super) mod tests {
         let mut sums = [0.0; SUMS];
         sums[..LANES].fill(if activation.is_gated() { gate } else { up });
         sums[LANES..].fill(up);
-        let mut out = [[0; SUMS]];
         let op = Activate {
             activation,
-            sums: &sums,
+            sums: &mut sums,
             weights: &[[1.0; 2]],
             bias: &[0.0; SUMS],
             features: LANES,
             input: Input::F32,
-            out: &mut out,
         };
         // SAFETY: the instruction set is an available one.
         unsafe { isa.dispatch(op) };
-        let out = &out[0][..LANES];
-        assert!(out.iter().all(|bits| *bits == out[0]));
-        f32::from_bits(out[0])
+        let values = &sums[..LANES];
+        assert!(values.iter().all(|x| x.to_bits() == values[0].to_bits()));
+        values[0]
     }
 
     /// What a sigmoid makes of a gate so large that its exponential overflows.

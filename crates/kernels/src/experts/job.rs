@@ -1,5 +1,7 @@
 //! One call: what is multiplied by what, and where it is put.
 
+use std::ops::Range;
+
 use moekit_quant::Activation;
 
 use super::inputs::InputPlan;
@@ -21,6 +23,12 @@ use crate::{CpuKernel, Isa};
 /// bf16; each weight is read once per chunk, far below what the memory gives.
 const CHUNK: usize = 192;
 
+/// Most pairs of panels of a task of few rows. Each task of its own would wait for memory anew: what
+/// it does besides takes as long as a hundred cache lines to come.
+const MAX_SPAN: usize = 4;
+/// Fewest tasks of a step for each thread, so that none waits long for the last one of another.
+const MIN_TASKS: usize = 8;
+
 /// Some rows of an expert.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk {
@@ -29,6 +37,21 @@ pub(super) struct Chunk {
     /// Place of the first row among all occupied slots.
     pub(super) start: usize,
     pub(super) rows: usize,
+    /// Pairs of panels of a task.
+    pub(super) span: usize,
+}
+
+impl Chunk {
+    /// Tasks that so many pairs of panels make.
+    pub(super) fn tasks(&self, pairs: usize) -> usize {
+        pairs.div_ceil(self.span)
+    }
+
+    /// The pairs of panels of a task.
+    pub(super) fn pairs(&self, task: usize, pairs: usize) -> Range<usize> {
+        let first = task * self.span;
+        first..pairs.min(first + self.span)
+    }
 }
 
 /// Where the outputs of experts go.
@@ -78,14 +101,22 @@ impl<'a> Job<'a> {
         let narrow = matches!(batch.hidden(), Rows::Bf16(_));
         let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant());
         let mlps: Vec<MlpPlan<'_>> = views.iter().flatten().map(plan).collect();
-        let chunks: Vec<Chunk> = grouped.experts().enumerate().flat_map(chunks_of).collect();
+        let mut chunks: Vec<Chunk> = grouped.experts().enumerate().flat_map(chunks_of).collect();
+        let pairs = chunks.iter().map(|chunk| mlps[chunk.mlp].w13_pairs());
+        let span = pairs.sum::<usize>() / (MIN_TASKS * kernel.num_threads());
+        for chunk in &mut chunks {
+            if chunk.rows <= isa.max_rows_of_two() {
+                chunk.span = span.clamp(1, MAX_SPAN);
+            }
+        }
         let most = |of: fn(&MlpPlan<'_>) -> usize| mlps.iter().map(of).max().unwrap_or(0);
         let units = most(|mlp| mlp.down.units());
         let rows = chunks.iter().map(|c| c.rows).max().unwrap_or(0);
+        let sums = chunks.iter().map(|c| c.rows * c.span).max().unwrap_or(0);
         let packed = most(|mlp| mlp.up.features);
         let sizes = Sizes {
             packed: area("packed inputs", rows, packed)?,
-            sums: rows * SUMS,
+            sums: sums * SUMS,
             block: (BLOCK * LANES).max(4 * SCALES + DECODED).max(most(|mlp| {
                 mlp.down.quant.map_or(0, |_| MAX_ROWS * mlp.down.units())
             })),
@@ -193,6 +224,7 @@ fn chunks_of(
             mlp,
             start: start + first,
             rows: end - first,
+            span: 1,
         }
     })
 }

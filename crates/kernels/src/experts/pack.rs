@@ -45,6 +45,20 @@ pub(super) enum Row<'a> {
     Bf16(&'a [bf16]),
 }
 
+impl<'a> Row<'a> {
+    /// A row whose values are its units already, so that alone in a tile it is copied.
+    fn bytes_of_units(self, input: Input) -> Option<&'a [u8]> {
+        match (self, input) {
+            (Self::F32(x), Input::F32 | Input::Int8) => Some(bytemuck::cast_slice(x)),
+            // The even feature of a pair is in the low half.
+            (Self::Bf16(x), Input::Bf16) if cfg!(target_endian = "little") => {
+                Some(bytemuck::cast_slice(x))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Units of a row that are written at a time: as many lines of a tile stay in the first-level cache
 /// for the rows that follow.
 const BLOCK: usize = 16;
@@ -56,6 +70,15 @@ const BLOCK: usize = 16;
 /// - `rows` - at most [`MAX_ROWS`].
 /// - `tile` - the units of the rows, padding included.
 pub(super) fn pack(rows: &[Row<'_>], input: Input, tile: &mut [u32]) {
+    if let [row] = rows
+        && let Some(bytes) = row.bytes_of_units(input)
+    {
+        let tile: &mut [u8] = bytemuck::cast_slice_mut(tile);
+        let (units, padding) = tile.split_at_mut(bytes.len().min(tile.len()));
+        units.copy_from_slice(&bytes[..units.len()]);
+        padding.fill(0);
+        return;
+    }
     let mut blocks = [[0; BLOCK]; MAX_ROWS];
     let blocks = &mut blocks[..rows.len()];
     for (i, out) in tile.chunks_mut(BLOCK * rows.len().max(1)).enumerate() {
@@ -154,6 +177,8 @@ mod tests {
             pack(&[row], Input::Bf16, &mut tile);
             assert_eq!(tile, [0x4000_3f80, 0x4040, 0]);
         }
+        pack(&[Row::F32(&x)], Input::F32, &mut tile[..4]);
+        assert_eq!(tile[..4], [a, c, e, 0]);
     }
 
     #[test]

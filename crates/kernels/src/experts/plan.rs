@@ -152,36 +152,36 @@ impl<'a> MlpPlan<'a> {
         }
     }
 
-    /// The two panels of w13 that a task multiplies, and which of gate and up they are of.
-    pub(super) fn w13(&self, task: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
+    /// Two panels of w13 that are multiplied together, and which of gate and up they are of.
+    pub(super) fn w13(&self, pair: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
         match &self.gate {
-            Some(gate) => [Some((gate, task)), Some((&self.up, task))],
-            None => pair(&self.up, task),
+            Some(gate) => [Some((gate, pair)), Some((&self.up, pair))],
+            None => neighbours(&self.up, pair),
         }
     }
 
-    pub(super) fn w13_tasks(&self) -> usize {
+    pub(super) fn w13_pairs(&self) -> usize {
         match self.gate {
             Some(_) => self.up.panels(),
             None => self.up.panels().div_ceil(2),
         }
     }
 
-    /// The two panels of w2 that a task multiplies.
-    pub(super) fn w2(&self, task: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
-        pair(&self.down, task)
+    /// Two panels of w2 that are multiplied together.
+    pub(super) fn w2(&self, pair: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
+        neighbours(&self.down, pair)
     }
 
-    pub(super) fn w2_tasks(&self) -> usize {
+    pub(super) fn w2_pairs(&self) -> usize {
         self.down.panels().div_ceil(2)
     }
 }
 
-fn pair<'p, 'a>(
+fn neighbours<'p, 'a>(
     linear: &'p LinearPlan<'a>,
-    task: usize,
+    pair: usize,
 ) -> [Option<(&'p LinearPlan<'a>, usize)>; 2] {
-    let panel = 2 * task;
+    let panel = 2 * pair;
     let second = (panel + 1 < linear.panels()).then_some((linear, panel + 1));
     [Some((linear, panel)), second]
 }

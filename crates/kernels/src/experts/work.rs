@@ -69,9 +69,9 @@ impl<'a> Work<'a> {
             terms,
             out,
             positions,
-            w13: phase(&|_, mlp| mlp.w13_tasks()),
+            w13: phase(&|chunk, mlp| chunk.tasks(mlp.w13_pairs())),
             quantize: phase(&|chunk, mlp| mlp.down.quant.map_or(0, |_| tiles(chunk))),
-            w2: phase(&|_, mlp| mlp.w2_tasks()),
+            w2: phase(&|chunk, mlp| chunk.tasks(mlp.w2_pairs())),
             sum: Phase::new([sums].into_iter(), members),
             failed: AtomicBool::new(false),
         }
@@ -106,12 +106,16 @@ impl<'a> Work<'a> {
         let _done = done && self.sum.run(member, failed, |task, _| self.sum(task.index));
     }
 
+    /// The first panels of a task.
     fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {
-        self.chunk(task).1.w13(task.index)
+        let (chunk, mlp, _) = self.chunk(task);
+        mlp.w13(chunk.pairs(task.index, mlp.w13_pairs()).start)
     }
 
+    /// The first panels of a task.
     fn w2_panels(&self, task: Task) -> Panels<'_, 'a> {
-        self.chunk(task).1.w2(task.index)
+        let (chunk, mlp, _) = self.chunk(task);
+        mlp.w2(chunk.pairs(task.index, mlp.w2_pairs()).start)
     }
 
     fn chunk(&self, task: Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
@@ -138,17 +142,27 @@ impl<'a> Work<'a> {
             block,
             ..
         } = scratch;
-        let panels = mlp.w13(task.index);
         let sources = self.sources(mlp);
-        let parts = [0, 1].map(|i| {
-            panels[i].map(|(linear, panel)| Part {
-                linear,
-                panel,
-                input: &*packed[sources[i]],
-            })
-        });
-        multiply(self.job.isa, parts, tiles, sums, block, next);
-        self.activate(chunk, mlp, task.index, tiles, sums);
+        let pairs = chunk.pairs(task.index, mlp.w13_pairs());
+        let each = chunk.rows * SUMS;
+        for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(each)) {
+            let panels = mlp.w13(pair);
+            let parts = [0, 1].map(|i| {
+                panels[i].map(|(linear, panel)| Part {
+                    linear,
+                    panel,
+                    input: &*packed[sources[i]],
+                })
+            });
+            let next = match pair + 1 < pairs.end {
+                true => mlp.w13(pair + 1),
+                false => next,
+            };
+            multiply(self.job.isa, parts, tiles, sums, block, next);
+        }
+        for (pair, sums) in pairs.zip(sums.chunks_exact_mut(each)) {
+            self.activate(chunk, mlp, pair, tiles, sums);
+        }
     }
 
     /// Which packed input the two panels of a task of w13 take.
@@ -195,18 +209,25 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Turns the sums of a task of w13 into inputs of w2.
-    fn activate(&self, chunk: &Chunk, mlp: &MlpPlan<'_>, task: usize, tiles: Tiles, sums: &[f32]) {
+    /// Turns the sums of two panels of w13 into inputs of w2.
+    fn activate(
+        &self,
+        chunk: &Chunk,
+        mlp: &MlpPlan<'_>,
+        pair: usize,
+        tiles: Tiles,
+        sums: &mut [f32],
+    ) {
         let most = if mlp.gate.is_some() { LANES } else { SUMS };
-        let first_feature = task * most;
+        let first_feature = pair * most;
         let down = &mlp.down;
         let per_unit = down.input.features_per_unit();
         let (first_unit, row_units) = (first_feature / per_unit, down.units());
         let units = (down.features - first_feature).min(most).div_ceil(per_unit);
-        let bias = biases(mlp.w13(task));
-        let mut values = [[0; SUMS]; MAX_ROWS];
+        let bias = biases(mlp.w13(pair));
         for (first, rows) in tiles.iter() {
             let slots = &self.slots(chunk)[first..first + rows];
+            let sums = &mut sums[first * SUMS..][..rows * SUMS];
             let mut weights = [[1.0; 2]; MAX_ROWS];
             for (weights, &slot) in weights.iter_mut().zip(slots) {
                 let planned = self.job.inputs.of_slot(slot);
@@ -218,20 +239,19 @@ impl<'a> Work<'a> {
                     None => self.job.batch.input_weight(slot),
                 });
             }
-            let values = &mut values[..rows];
             let op = Activate {
                 activation: self.job.activation,
-                sums: &sums[first * SUMS..][..rows * SUMS],
+                sums: &mut *sums,
                 weights: &weights[..rows],
                 bias: &bias,
                 features: (down_width(mlp) - first_feature).min(most),
                 input: down.input,
-                out: values,
             };
             // SAFETY: `CpuKernel::isa` gives what the machine has.
             unsafe { self.job.isa.dispatch(op) };
+            let (values, _) = bytemuck::cast_slice::<f32, u32>(sums).as_chunks::<SUMS>();
             let tile = chunk.start * self.job.units + first * row_units;
-            // SAFETY: these units of this tile are those of this task alone.
+            // SAFETY: these units of this tile are those of this pair of panels alone.
             let part = |start, len| unsafe { self.intermediate.part_mut(tile + start, len) };
             if down.quant.is_some() {
                 for (row, values) in values.iter().enumerate() {
@@ -283,31 +303,34 @@ impl<'a> Work<'a> {
     /// Some columns of w2.
     fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, '_>) {
         let (chunk, mlp, tiles) = self.chunk(task);
-        self.ask_for_outputs(chunk, task.index);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
         // SAFETY: the steps that write these are done.
         let input = unsafe { self.intermediate.part(start, chunk.rows * units) };
-        let panels = mlp.w2(task.index);
-        let parts = panels.map(|panel| {
-            panel.map(|(linear, panel)| Part {
-                linear,
-                panel,
-                input,
-            })
-        });
-        multiply(
-            self.job.isa,
-            parts,
-            tiles,
-            scratch.sums,
-            scratch.block,
-            next,
-        );
-        self.finish(chunk, panels, task.index, scratch.sums);
+        let pairs = chunk.pairs(task.index, mlp.w2_pairs());
+        let Scratch { sums, block, .. } = scratch;
+        let each = chunk.rows * SUMS;
+        for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(each)) {
+            self.ask_for_outputs(chunk, pair);
+            let parts = mlp.w2(pair).map(|panel| {
+                panel.map(|(linear, panel)| Part {
+                    linear,
+                    panel,
+                    input,
+                })
+            });
+            let next = match pair + 1 < pairs.end {
+                true => mlp.w2(pair + 1),
+                false => next,
+            };
+            multiply(self.job.isa, parts, tiles, sums, block, next);
+        }
+        for (pair, sums) in pairs.zip(sums.chunks_exact(each)) {
+            self.finish(chunk, mlp.w2(pair), pair, sums);
+        }
     }
 
-    /// Where the outputs of the rows of a task of w2 belong, one after the other.
+    /// Where the outputs of the rows of two panels of w2 belong, one after the other.
     ///
     /// # Safety
     ///
@@ -315,10 +338,10 @@ impl<'a> Work<'a> {
     unsafe fn outputs(
         &self,
         chunk: &Chunk,
-        task: usize,
+        pair: usize,
     ) -> impl Iterator<Item = (usize, &'a mut [f32])> {
         let hidden_size = self.job.batch.hidden_size();
-        let column = task * SUMS;
+        let column = pair * SUMS;
         let columns = (hidden_size - column).min(SUMS);
         let (buffer, width, start) = match self.job.outputs {
             Outputs::Slots => (self.out, hidden_size, None),
@@ -327,33 +350,33 @@ impl<'a> Work<'a> {
         let slots = self.slots(chunk).iter().enumerate();
         slots.map(move |(row, &slot)| {
             let at = start.map_or(slot, |start| start + row) * width + column;
-            // SAFETY: the caller's promise; these columns of this slot are those of this task alone.
+            // SAFETY: the caller's promise; these columns of this slot are those of this pair alone.
             (slot, unsafe { buffer.part_mut(at, columns) })
         })
     }
 
     /// Asks for the cache lines that [`Self::finish`] writes: each row has its own, too far apart
     /// for the processor to see them coming.
-    fn ask_for_outputs(&self, chunk: &Chunk, task: usize) {
+    fn ask_for_outputs(&self, chunk: &Chunk, pair: usize) {
         if chunk.rows <= self.job.isa.max_rows_of_two() {
             return;
         }
         // SAFETY: the task is that of this thread; `CpuKernel::isa` gives what the machine has.
         unsafe {
-            let outputs = self.outputs(chunk, task).map(|(_, out)| &*out);
+            let outputs = self.outputs(chunk, pair).map(|(_, out)| &*out);
             self.job.isa.dispatch(AskFor(outputs));
         }
     }
 
-    /// Puts the outputs of a task of w2 where they belong.
-    fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, task: usize, sums: &[f32]) {
+    /// Puts the outputs of two panels of w2 where they belong.
+    fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, pair: usize, sums: &[f32]) {
         let weight = |slot: usize| match self.job.batch.router_weight() {
             RouterWeight::OnOutput => self.job.batch.weights()[slot],
             RouterWeight::OnInput => 1.0,
         };
         // SAFETY: the task is that of this thread; `CpuKernel::isa` gives what the machine has.
         unsafe {
-            let outputs = self.outputs(chunk, task);
+            let outputs = self.outputs(chunk, pair);
             let op = Finish {
                 sums,
                 bias: &biases(panels),

@@ -264,6 +264,38 @@ mod tests {
         );
     }
 
+    /// Trees of all sizes, those whose size the compiler does not know too.
+    #[test]
+    fn it_is_the_algorithm_of_its_authors_in_any_size() {
+        for (nodes, ranks, experts) in [
+            (1, 7, 20),
+            (4, 32, 256),
+            (1, 100, 130),
+            (2, 180, 300),
+            (1, 600, 700),
+            (1, 3, 1100),
+        ] {
+            let (groups, slots) = (nodes, (experts / ranks + 2) * ranks);
+            let sizes = Hierarchy {
+                groups,
+                nodes,
+                ranks,
+                slots,
+                experts,
+            };
+            let loads = [1, 37, 4099, 70_001].map(|step| -> Vec<f64> {
+                let load = |e: usize| (e * step % 1013 % (step + 3)) as f64;
+                (0..experts).map(load).collect()
+            });
+            let layers: Vec<&[f64]> = loads.iter().map(Vec::as_slice).collect();
+            let placed = Greedy::new(sizes).place(&layers);
+            for (load, placed) in layers.iter().zip(placed) {
+                let narrow: Vec<f32> = load.iter().map(|&load| load as f32).collect();
+                assert_eq!(placed, plain::place(sizes, &narrow), "{sizes:?}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn it_is_the_algorithm_of_its_authors(

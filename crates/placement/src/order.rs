@@ -100,11 +100,6 @@ impl HeaviestFirst {
     }
 
     /// The keys that were sorted last.
-    pub fn keys(&self) -> &[u64] {
-        &self.keys
-    }
-
-    /// The same, as a vector.
     pub fn into_keys(self) -> Vec<u64> {
         self.keys
     }

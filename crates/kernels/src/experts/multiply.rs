@@ -17,10 +17,10 @@ pub(super) type Panels<'p, 'a> = [Option<Panel<'p, 'a>>; 2];
 
 /// A panel of a linear and what it is multiplied with.
 #[derive(Clone, Copy)]
-pub(super) struct Part<'a> {
-    pub(super) linear: &'a LinearPlan<'a>,
+pub(super) struct Part<'p, 'a> {
+    pub(super) linear: &'p LinearPlan<'a>,
     pub(super) panel: usize,
-    pub(super) input: &'a [u32],
+    pub(super) input: &'p [u32],
 }
 
 /// Multiplies the rows of a chunk with one or two panels, each of which has its half of `sums`.
@@ -30,7 +30,7 @@ pub(super) struct Part<'a> {
 /// - `next` - what this thread reads after that.
 pub(super) fn multiply(
     isa: Isa,
-    parts: [Option<Part<'_>>; 2],
+    parts: [Option<Part<'_, '_>>; 2],
     tiles: Tiles,
     sums: &mut [f32],
     block: &mut [f32],
@@ -63,7 +63,7 @@ pub(super) fn multiply(
 
 /// The loop that multiplies two panels at once, for so few rows that one panel would leave
 /// registers unused and sums waiting for each other.
-fn together(isa: Isa, first: Part<'_>, second: Part<'_>, tiles: Tiles) -> Option<Direct> {
+fn together(isa: Isa, first: Part<'_, '_>, second: Part<'_, '_>, tiles: Tiles) -> Option<Direct> {
     let (a, b) = (first.linear.direct?, second.linear.direct?);
     let same = ptr::fn_addr_eq(a.tile, b.tile)
         && a.grouping == b.grouping
@@ -77,7 +77,7 @@ fn together(isa: Isa, first: Part<'_>, second: Part<'_>, tiles: Tiles) -> Option
 fn run_direct(
     isa: Isa,
     direct: Direct,
-    parts: &[Part<'_>],
+    parts: &[Part<'_, '_>],
     tiles: Tiles,
     sums: &mut [f32],
     block: &mut [f32],
@@ -150,7 +150,7 @@ fn run_direct(
 fn scaling(
     isa: Isa,
     direct: Direct,
-    parts: &[Part<'_>],
+    parts: &[Part<'_, '_>],
     start: usize,
     steps: usize,
     block: &mut [f32],
@@ -182,7 +182,7 @@ fn scaling(
 }
 
 /// Widens a block of the panel at a time, for formats without a loop of their own.
-fn run_widened(isa: Isa, part: Part<'_>, tiles: Tiles, sums: &mut [f32], block: &mut [f32]) {
+fn run_widened(isa: Isa, part: Part<'_, '_>, tiles: Tiles, sums: &mut [f32], block: &mut [f32]) {
     let features = part.linear.features;
     let direct = Direct::widened();
     for start in (0..features).step_by(BLOCK) {

@@ -1,6 +1,7 @@
 //! What the threads of a call do.
 #![allow(unsafe_code, reason = "buffers that threads write disjoint parts of")]
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use super::activate::Activate;
@@ -130,7 +131,7 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of gate and up, and the activation.
-    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, '_>) {
+    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, 'a>) {
         let (chunk, mlp, tiles) = self.chunk(task);
         if scratch.packed_part != Some(task.part) {
             self.pack(scratch, chunk, mlp, tiles);
@@ -142,25 +143,11 @@ impl<'a> Work<'a> {
             block,
             ..
         } = scratch;
-        let sources = self.sources(mlp);
+        let inputs = self.sources(mlp).map(|source| &*packed[source]);
         let pairs = chunk.pairs(task.index, mlp.w13_pairs());
-        let each = chunk.rows * SUMS;
-        for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(each)) {
-            let panels = mlp.w13(pair);
-            let parts = [0, 1].map(|i| {
-                panels[i].map(|(linear, panel)| Part {
-                    linear,
-                    panel,
-                    input: &*packed[sources[i]],
-                })
-            });
-            let next = match pair + 1 < pairs.end {
-                true => mlp.w13(pair + 1),
-                false => next,
-            };
-            multiply(self.job.isa, parts, tiles, sums, block, next);
-        }
-        for (pair, sums) in pairs.zip(sums.chunks_exact_mut(each)) {
+        let parts = |pair| parts(mlp.w13(pair), inputs);
+        self.multiply(pairs.clone(), parts, tiles, sums, block, next);
+        for (pair, sums) in pairs.zip(sums.chunks_exact_mut(chunk.rows * SUMS)) {
             self.activate(chunk, mlp, pair, tiles, sums);
         }
     }
@@ -301,32 +288,48 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of w2.
-    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, '_>) {
+    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, 'a>) {
         let (chunk, mlp, tiles) = self.chunk(task);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
         // SAFETY: the steps that write these are done.
         let input = unsafe { self.intermediate.part(start, chunk.rows * units) };
         let pairs = chunk.pairs(task.index, mlp.w2_pairs());
+        let parts = |pair| parts(mlp.w2(pair), [input; 2]);
         let Scratch { sums, block, .. } = scratch;
-        let each = chunk.rows * SUMS;
-        for (pair, sums) in pairs.clone().zip(sums.chunks_exact_mut(each)) {
+        for pair in pairs.clone() {
             self.ask_for_outputs(chunk, pair);
-            let parts = mlp.w2(pair).map(|panel| {
-                panel.map(|(linear, panel)| Part {
-                    linear,
-                    panel,
-                    input,
-                })
-            });
+        }
+        self.multiply(pairs.clone(), parts, tiles, sums, block, next);
+        for (pair, sums) in pairs.zip(sums.chunks_exact(chunk.rows * SUMS)) {
+            self.finish(chunk, mlp.w2(pair), pair, sums);
+        }
+    }
+
+    /// Multiplies pairs of panels, one after the other, each into its part of `sums`.
+    ///
+    /// # Arguments
+    ///
+    /// - `parts` - the panels of a pair with what they take.
+    /// - `next` - what this thread reads after all.
+    fn multiply<'p>(
+        &self,
+        pairs: Range<usize>,
+        parts: impl Fn(usize) -> [Option<Part<'p, 'a>>; 2],
+        tiles: Tiles,
+        sums: &mut [f32],
+        block: &mut [f32],
+        next: Panels<'p, 'a>,
+    ) where
+        'a: 'p,
+    {
+        let sums = sums.chunks_exact_mut(tiles.rows() * SUMS);
+        for (pair, sums) in pairs.clone().zip(sums) {
             let next = match pair + 1 < pairs.end {
-                true => mlp.w2(pair + 1),
+                true => parts(pair + 1).map(|part| Some((part?.linear, part?.panel))),
                 false => next,
             };
-            multiply(self.job.isa, parts, tiles, sums, block, next);
-        }
-        for (pair, sums) in pairs.zip(sums.chunks_exact(each)) {
-            self.finish(chunk, mlp.w2(pair), pair, sums);
+            multiply(self.job.isa, parts(pair), tiles, sums, block, next);
         }
     }
 
@@ -423,6 +426,17 @@ fn pack_tile(rows: &[Row<'_>], linear: &LinearPlan<'_>, tile: &mut [u32]) {
         _ => linear.units(),
     };
     pack(rows, linear.input, &mut tile[..rows.len() * units]);
+}
+
+/// Two panels with what the first and the second of them take.
+fn parts<'p, 'a>(panels: Panels<'p, 'a>, inputs: [&'p [u32]; 2]) -> [Option<Part<'p, 'a>>; 2] {
+    [0, 1].map(|i| {
+        panels[i].map(|(linear, panel)| Part {
+            linear,
+            panel,
+            input: inputs[i],
+        })
+    })
 }
 
 /// Features between w13 and w2.

@@ -41,9 +41,11 @@ class Sample(NamedTuple):
 class Process:
     """A program that answers each line with a line of JSON."""
 
-    def __init__(self, name, command, threads):
+    def __init__(self, name, command, args):
         self.name = name
-        env = os.environ | {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+        env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "RAYON_NUM_THREADS": str(args.threads)}
+        if args.bind:
+            env |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
 
@@ -90,6 +92,7 @@ def arguments():
     parser.add_argument("--tokens", type=numbers, default=[1, 16, 128, 512])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--bind", action="store_true", help="each thread, those of OpenMP too, keeps to a CPU")
     parser.add_argument("--wait", action="store_true", help="once all are loaded, wait for a line on stdin")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
@@ -101,7 +104,7 @@ def start(args):
     tokens = ",".join(map(str, args.tokens))
     command = [args.moekit, "bench", "--driven", "--shape", args.shape, "--dtype", args.dtype]
     command += ["--act", act, "--tokens", tokens, "--threads", str(args.threads)]
-    moekit = Process("moekit", command, args.threads)
+    moekit = Process("moekit", command + ["--pin"] * args.bind, args)
     batches = moekit.ask("batches")
     hidden, inter, experts, _ = SHAPES.get(args.shape) or numbers(args.shape)
     config = {
@@ -117,7 +120,7 @@ def start(args):
     for name in args.peers.split(","):
         worker = [sys.executable, str(HERE / "kernels_worker.py"), name]
         try:
-            peer = Process(name, [args.candle] if name == "candle" else worker, args.threads)
+            peer = Process(name, [args.candle] if name == "candle" else worker, args)
             peer.ask(json.dumps(config))
             ready.append(peer)
         except (RuntimeError, OSError) as reason:
@@ -197,10 +200,11 @@ def main():
     for process in processes:
         process.close()
     if args.json:
-        report = {"shape": args.shape, "dtype": args.dtype, "threads": args.threads}
+        report = {"shape": args.shape, "dtype": args.dtype, "threads": args.threads, "bind": args.bind}
         print(json.dumps(report | {"rounds": args.rounds, "results": results, "left_out": refused}, indent=1))
         return
-    print(f"{args.shape} {args.dtype}, {args.threads} threads, {args.rounds} rounds")
+    threads = f"{args.threads} {'bound ' * args.bind}threads"
+    print(f"{args.shape} {args.dtype}, {threads}, {args.rounds} rounds")
     columns = ["tokens", "name", "ms", "GB/s", "read", "of read", "GFLOP/s", "/moekit", "first", "/moekit"]
     print("{:>6} {:<14} {:>9} {:>6} {:>6} {:>8} {:>8} {:>8} {:>9} {:>8}".format(*columns))
     for r in results:

@@ -12,6 +12,10 @@
 //! assert_eq!(experts, [1, 0, 2]);
 //! ```
 
+mod network;
+
+use network::{LANES, LONGEST, Network};
+
 /// The loads in float32, times a power of two if the largest is far from 1, so that they stay in its range.
 /// No negative zeros, whose bits are out of order.
 pub fn single_precision(load: &[f64], to: &mut Vec<f32>) {
@@ -55,6 +59,7 @@ pub fn load_of(key: u64) -> f32 {
 pub struct HeaviestFirst {
     keys: Vec<u64>,
     scratch: Vec<u64>,
+    network: Network,
 }
 
 /// Below, and above, comparing is faster than counting.
@@ -80,20 +85,16 @@ impl HeaviestFirst {
     /// - `len` - the length of a list, in which its indices count from 0.
     pub fn sort_each(&mut self, loads: &[f32], len: usize) -> &[u64] {
         self.keys.resize(loads.len(), 0);
-        let keys = self.keys.chunks_exact_mut(len.max(1));
-        for (load, keys) in loads.chunks_exact(len.max(1)).zip(keys) {
-            let mut sorted = false;
-            if COUNTED.contains(&len) {
-                self.scratch.resize(len, 0);
-                count(load, &mut self.scratch, keys);
-                sorted = insertion_sort(keys, MOST_MOVES * len);
-            } else {
-                for (index, (key, &load)) in keys.iter_mut().zip(load).enumerate() {
-                    *key = heavy_first(load, index as u32);
-                }
+        let together = LANES * len.max(1);
+        let keys = self.keys.chunks_mut(together);
+        for (loads, keys) in loads.chunks(together).zip(keys) {
+            if len <= LONGEST && loads.len() > together / 2 {
+                self.network.sort(loads, len, keys);
+                continue;
             }
-            if !sorted {
-                keys.sort_unstable();
+            let keys = keys.chunks_exact_mut(len.max(1));
+            for (load, keys) in loads.chunks_exact(len.max(1)).zip(keys) {
+                sort_one(load, &mut self.scratch, keys);
             }
         }
         &self.keys
@@ -103,6 +104,20 @@ impl HeaviestFirst {
     pub fn into_keys(self) -> Vec<u64> {
         self.keys
     }
+}
+
+/// The sorted keys of loads, `[N]` as `keys`.
+fn sort_one(load: &[f32], scratch: &mut Vec<u64>, keys: &mut [u64]) {
+    if COUNTED.contains(&load.len()) {
+        scratch.resize(load.len(), 0);
+        count(load, scratch, keys);
+        insertion_sort(keys);
+        return;
+    }
+    for (index, (key, &load)) in keys.iter_mut().zip(load).enumerate() {
+        *key = heavy_first(load, index as u32);
+    }
+    keys.sort_unstable();
 }
 
 /// The keys of loads, `[N]` as `scratch` and `keys`, sorted by the two highest digits of what tells loads apart.
@@ -143,8 +158,8 @@ fn count(load: &[f32], scratch: &mut [u64], keys: &mut [u64]) {
     }
 }
 
-/// Sorts what is nearly sorted; gives up after a number of moves. Whether it did not.
-fn insertion_sort(keys: &mut [u64], most_moves: usize) -> bool {
+/// Sorts what is nearly sorted; what takes too many moves is sorted as anything else.
+fn insertion_sort(keys: &mut [u64]) {
     let mut moves = 0;
     for i in 1..keys.len() {
         let key = keys[i];
@@ -156,12 +171,11 @@ fn insertion_sort(keys: &mut [u64], most_moves: usize) -> bool {
         if at < i {
             keys[at] = key;
             moves += i - at;
-            if moves > most_moves {
-                return false;
+            if moves > MOST_MOVES * keys.len() {
+                return keys.sort_unstable();
             }
         }
     }
-    true
 }
 
 #[cfg(test)]
@@ -204,8 +218,8 @@ mod tests {
 
     #[test]
     fn lists_are_sorted_one_by_one() {
-        for len in [1, 3, 150] {
-            let load: Vec<f32> = (0..4 * len).map(|i| (i * 37 % 101) as f32).collect();
+        for len in [1, 3, 72, 127, 128, 150] {
+            let load: Vec<f32> = (0..19 * len).map(|i| (i * 37 % 101) as f32).collect();
             let mut order = HeaviestFirst::default();
             order.sort(&[1.0; 2000]);
             let lists = load.chunks(len);

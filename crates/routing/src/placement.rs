@@ -115,16 +115,21 @@ impl Placement {
                 &physical_to_logical,
             ));
         }
-        let mut covered = vec![false; num_logical_experts];
-        for (slot, &expert) in physical_to_logical.iter().enumerate() {
-            let Some(covered) = covered.get_mut(expert) else {
+        // One more for those that are not there, so that all are looked at without a way out.
+        let mut covered = vec![false; num_logical_experts + 1];
+        for &expert in &physical_to_logical {
+            covered[expert.min(num_logical_experts)] = true;
+        }
+        if covered.pop() == Some(true) {
+            let slots = physical_to_logical.iter().enumerate();
+            let unknown = slots.filter(|slot| *slot.1 >= num_logical_experts).next();
+            if let Some((slot, &expert)) = unknown {
                 return Err(RoutingError::UnknownExpert {
                     slot,
                     expert,
                     num_logical: num_logical_experts,
                 });
-            };
-            *covered = true;
+            }
         }
         if covered.contains(&false) {
             return Err(Self::first_uncovered(

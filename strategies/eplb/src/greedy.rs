@@ -1,6 +1,6 @@
 //! The two greedy steps and their hierarchy, for several layers at a time.
 
-use moekit_placement::order::{HeaviestFirst, single_precision};
+use moekit_placement::order::single_precision;
 
 use crate::packing::Packing;
 use crate::replication::Replication;
@@ -38,7 +38,6 @@ pub(crate) struct Greedy {
     experts: Vec<u32>,
     expert_loads: Vec<f32>,
     replication: Replication,
-    sorted: HeaviestFirst,
     onto_ranks: Packing,
     /// The logical expert of each slot, `[layers, slots]`.
     slots: Vec<u32>,
@@ -63,7 +62,6 @@ impl Greedy {
             experts: Vec::new(),
             expert_loads: Vec::new(),
             replication: Replication::new(experts / nodes, slots / nodes),
-            sorted: HeaviestFirst::default(),
             onto_ranks: Packing::new(slots / nodes, ranks / nodes),
             slots: Vec::new(),
         }
@@ -79,42 +77,29 @@ impl Greedy {
             }
             self.place_together(loads.len());
             let layers = self.slots.chunks_exact(self.hierarchy.slots);
-            let slots = layers.map(|slots| slots.iter().map(|&e| e as usize).collect());
-            placed.extend(slots);
+            placed.extend(layers.map(|slots| slots.iter().map(|&e| e as usize).collect()));
         }
         placed
     }
 
     fn place_together(&mut self, layers: usize) {
-        let Hierarchy {
-            nodes,
-            ranks,
-            slots,
-            ..
-        } = self.hierarchy;
         self.assign_groups(layers);
         self.list_experts(layers);
         self.replication.run(&self.expert_loads, &self.experts);
         let Replication {
             replicas, loads, ..
         } = &self.replication;
-        if slots == ranks {
-            // Nothing to pack.
-            self.slots.clone_from(replicas);
-        } else {
-            let items = self.sorted.sort_each(loads, slots / nodes);
-            self.slots.resize(replicas.len(), 0);
-            self.onto_ranks.run(items, replicas, &mut self.slots);
-        }
+        self.slots.resize(replicas.len(), 0);
+        self.onto_ranks.run(loads, replicas, &mut self.slots);
     }
 
     /// Packs expert groups onto nodes.
     fn assign_groups(&mut self, layers: usize) {
         let Hierarchy { groups, nodes, .. } = self.hierarchy;
         let names = &self.groups[..layers * groups];
+        self.homes.resize(names.len(), 0);
         if groups == nodes {
-            self.homes.clear();
-            self.homes.extend_from_slice(names);
+            self.homes.copy_from_slice(names);
             return;
         }
         self.group_loads.clear();
@@ -128,9 +113,8 @@ impl Greedy {
                 (sums.iter_mut().zip(loads)).for_each(|(sum, load)| *sum += load);
             }
         }
-        let items = self.sorted.sort_each(&self.group_loads, groups);
-        self.homes.resize(layers * groups, 0);
-        self.onto_nodes.run(items, names, &mut self.homes);
+        self.onto_nodes
+            .run(&self.group_loads, names, &mut self.homes);
     }
 
     /// Lists the experts of each node, in the order of their groups there.

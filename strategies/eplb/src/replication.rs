@@ -2,7 +2,7 @@
 
 use moekit_placement::order::{heavy_first, index_of};
 
-use crate::tournament::{Game, Tournaments, play_all, replace};
+use crate::tournament::{Games, Tournaments, lists, lists_mut, play_all, replace};
 
 /// Gives each slot beyond one per expert to the expert with the largest load per replica, in several
 /// sets of experts side by side.
@@ -42,66 +42,66 @@ impl Replication {
         self.loads.resize(len, 0.0);
         self.counts.clear();
         self.counts.resize(loads.len(), 1.0);
-        let counts = self.counts.chunks_exact_mut(experts);
+        let sets = loads.len() / experts;
+        let mut replicated = Sets {
+            experts,
+            slots,
+            loads,
+            counts: &mut self.counts,
+            replicas: &mut self.replicas,
+        };
+        self.tournaments.play(&mut replicated, sets);
         let given = loads.chunks_exact(experts).zip(names.chunks_exact(experts));
+        let given = given.zip(self.counts.chunks_exact(experts));
         let replicas = self.replicas.chunks_exact_mut(slots);
         let shares = self.loads.chunks_exact_mut(slots);
-        let sets = given.zip(counts).zip(replicas.zip(shares));
-        let sets = sets.map(|(((loads, names), counts), (replicas, shares))| Set {
-            loads,
-            names,
-            counts,
-            busiest: 0,
-            replicas,
-            shares,
-        });
-        self.tournaments.play(sets, experts..slots);
-    }
-}
-
-/// A set of experts that are being replicated.
-struct Set<'a> {
-    loads: &'a [f32],
-    names: &'a [u32],
-    counts: &'a mut [f32],
-    /// The key of the expert with the largest load per replica.
-    busiest: u64,
-    replicas: &'a mut [u32],
-    shares: &'a mut [f32],
-}
-
-impl Game for Set<'_> {
-    #[inline(always)]
-    fn begin(&mut self, tree: &mut [u64]) {
-        let keys = (0..).zip(self.loads);
-        play_all(tree, keys.map(|(expert, &load)| heavy_first(load, expert)));
-        self.busiest = tree[1];
-    }
-
-    /// Gives the busiest expert a replica.
-    #[inline(always)]
-    fn turn(&mut self, tree: &mut [u64], replica: usize) {
-        let expert = index_of(self.busiest);
-        self.replicas[replica] = expert;
-        let count = &mut self.counts[expert as usize];
-        *count += 1.0;
-        let share = self.loads[expert as usize] / *count;
-        self.busiest = replace(tree, expert as usize, heavy_first(share, expert));
-    }
-
-    /// Names the replicas and splits the loads.
-    #[inline(always)]
-    fn end(&mut self) {
-        let experts = self.loads.len();
-        let (share, more_shares) = self.shares.split_at_mut(experts);
-        for ((share, load), count) in share.iter_mut().zip(self.loads).zip(&*self.counts) {
-            *share = load / count;
+        for (((loads, names), counts), (replicas, shares)) in given.zip(replicas.zip(shares)) {
+            let (share, more_shares) = shares.split_at_mut(experts);
+            for ((share, load), count) in share.iter_mut().zip(loads).zip(counts) {
+                *share = load / count;
+            }
+            let (first, more) = replicas.split_at_mut(experts);
+            first.copy_from_slice(names);
+            for (replica, more_share) in more.iter_mut().zip(more_shares) {
+                let expert = *replica as usize;
+                (*replica, *more_share) = (names[expert], share[expert]);
+            }
         }
-        let (first, more) = self.replicas.split_at_mut(experts);
-        first.copy_from_slice(self.names);
-        for (replica, more_share) in more.iter_mut().zip(more_shares) {
-            let expert = *replica as usize;
-            (*replica, *more_share) = (self.names[expert], share[expert]);
+    }
+}
+
+/// Sets of experts that are being replicated.
+struct Sets<'a> {
+    experts: usize,
+    slots: usize,
+    loads: &'a [f32],
+    counts: &'a mut [f32],
+    /// Of those beyond the first the expert in its set.
+    replicas: &'a mut [u32],
+}
+
+impl Games for Sets<'_> {
+    #[inline(always)]
+    fn play<const N: usize>(&mut self, trees: [&mut [u64]; N], first: usize) {
+        let loads = lists::<_, N>(self.loads, self.experts, first);
+        let counts = lists_mut::<_, N>(self.counts, self.experts, first);
+        let replicas = lists_mut::<_, N>(self.replicas, self.slots, first);
+        let mut busiest = [0; N];
+        for set in 0..N {
+            let keys = (0..).zip(loads[set]);
+            let keys = keys.map(|(expert, &load)| heavy_first(load, expert));
+            busiest[set] = play_all(trees[set], keys);
+        }
+        for replica in self.experts..self.slots {
+            for set in 0..N {
+                let expert = index_of(busiest[set]);
+                replicas[set][replica] = expert;
+                let count = &mut counts[set][expert as usize];
+                *count += 1.0;
+                let share = loads[set][expert as usize] / *count;
+                let key = heavy_first(share, expert);
+                busiest[set] = replace(trees[set], expert as usize, key);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which of many keys is the least, while they change one at a time.
 
-use std::ops::Range;
+use std::array;
 
 /// Tournaments of one size: trees of matches between keys, where the lesser wins.
 ///
@@ -8,8 +8,8 @@ use std::ops::Range;
 /// and `2 i + 1`. A new key plays its way up, one match per level, without a branch that depends on
 /// the keys.
 ///
-/// The next key depends on who won before, so that a processor waits more than it computes. Three
-/// [`Game`]s are therefore played in turn: while one waits, the others go on.
+/// The next key depends on who won before, so that a processor waits more than it computes. Three games
+/// are therefore played in turn: while one waits, the others go on.
 #[derive(Debug)]
 pub(crate) struct Tournaments {
     nodes: Vec<u64>,
@@ -17,14 +17,14 @@ pub(crate) struct Tournaments {
     size: usize,
 }
 
-/// What is decided by a tournament.
-pub(crate) trait Game {
-    /// Sets up the tree.
-    fn begin(&mut self, tree: &mut [u64]);
-    /// Makes use of the winner and replaces its key.
-    fn turn(&mut self, tree: &mut [u64], turn: usize);
-    /// Makes use of how it ended.
-    fn end(&mut self) {}
+/// What is decided by tournaments, several games of one kind.
+pub(crate) trait Games {
+    /// Plays `N` games in turn, with a tree each.
+    ///
+    /// # Arguments
+    ///
+    /// - `first` - the first of these games.
+    fn play<const N: usize>(&mut self, trees: [&mut [u64]; N], first: usize);
 }
 
 impl Tournaments {
@@ -37,19 +37,14 @@ impl Tournaments {
         }
     }
 
-    /// Nodes of a tree.
-    pub(crate) fn size(&self) -> usize {
-        self.size
-    }
-
-    /// Plays all games.
-    pub(crate) fn play(&mut self, games: impl Iterator<Item = impl Game>, turns: Range<usize>) {
+    /// Plays `count` games.
+    pub(crate) fn play(&mut self, games: &mut impl Games, count: usize) {
         // The compiler counts the levels of trees of the usual sizes, and checks no bounds.
         macro_rules! sized {
             ($($size:literal)*) => {
                 match self.size {
-                    $($size => play::<[u64; $size], _>(self.nodes.as_chunks_mut().0, games, turns),)*
-                    size => play(&mut self.nodes.chunks_mut(size).collect::<Vec<_>>(), games, turns),
+                    $($size => play::<[u64; $size]>(self.nodes.as_chunks_mut().0, games, count),)*
+                    size => play(&mut self.nodes.chunks_mut(size).collect::<Vec<_>>(), games, count),
                 }
             };
         }
@@ -57,48 +52,46 @@ impl Tournaments {
     }
 }
 
-fn play<T: AsMut<[u64]>, G: Game>(
-    trees: &mut [T],
-    mut games: impl Iterator<Item = G>,
-    turns: Range<usize>,
-) {
+fn play<T: AsMut<[u64]>>(trees: &mut [T], games: &mut impl Games, count: usize) {
     let [a, b, c] = trees else { return };
     let [a, b, c] = [a.as_mut(), b.as_mut(), c.as_mut()];
-    loop {
-        match [games.next(), games.next(), games.next()] {
-            [Some(mut first), Some(mut second), Some(mut third)] => {
-                first.begin(a);
-                second.begin(b);
-                third.begin(c);
-                for turn in turns.clone() {
-                    first.turn(a, turn);
-                    second.turn(b, turn);
-                    third.turn(c, turn);
-                }
-                first.end();
-                second.end();
-                third.end();
-            }
-            [None, ..] => return,
-            fewer => {
-                for mut game in fewer.into_iter().flatten() {
-                    game.begin(a);
-                    turns.clone().for_each(|turn| game.turn(a, turn));
-                    game.end();
-                }
-            }
-        }
+    let rest = count - count % 3;
+    for first in (0..rest).step_by(3) {
+        games.play([&mut *a, &mut *b, &mut *c], first);
+    }
+    for game in rest..count {
+        games.play([&mut *a], game);
     }
 }
 
-/// Lets keys play that take the first leaves.
+/// The lists of `N` games of many, `len` entries each. The compiler knows by this that they are of equal length.
 #[inline(always)]
-pub(crate) fn play_all(tree: &mut [u64], keys: impl Iterator<Item = u64>) {
+pub(crate) fn lists<T, const N: usize>(all: &[T], len: usize, first: usize) -> [&[T]; N] {
+    array::from_fn(|game| &all[(first + game) * len..][..len])
+}
+
+/// The same to be written.
+#[inline(always)]
+pub(crate) fn lists_mut<T, const N: usize>(
+    all: &mut [T],
+    len: usize,
+    first: usize,
+) -> [&mut [T]; N] {
+    let mut lists = all[first * len..].chunks_exact_mut(len);
+    array::from_fn(|_| &mut lists.next().unwrap_or_default()[..len])
+}
+
+/// Lets keys play that take the first leaves. The winner.
+#[inline(always)]
+pub(crate) fn play_all(tree: &mut [u64], keys: impl Iterator<Item = u64>) -> u64 {
     let leaves = tree.len() / 2;
-    (tree[leaves..].iter_mut().zip(keys)).for_each(|(leaf, key)| *leaf = key);
+    for (leaf, key) in tree[leaves..].iter_mut().zip(keys) {
+        *leaf = key;
+    }
     for at in (1..leaves).rev() {
         tree[at] = tree[2 * at].min(tree[2 * at + 1]);
     }
+    tree[1]
 }
 
 /// Puts `key` in place of that of a leaf. The winner then.

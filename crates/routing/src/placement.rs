@@ -115,15 +115,14 @@ impl Placement {
                 &physical_to_logical,
             ));
         }
-        // One more for those that are not there, so that all are looked at without a way out.
+        // With a place for those that do not exist, so that nothing is decided slot by slot.
         let mut covered = vec![false; num_logical_experts + 1];
         for &expert in &physical_to_logical {
             covered[expert.min(num_logical_experts)] = true;
         }
         if covered.pop() == Some(true) {
-            let slots = physical_to_logical.iter().enumerate();
-            let unknown = slots.filter(|slot| *slot.1 >= num_logical_experts).next();
-            if let Some((slot, &expert)) = unknown {
+            let mut slots = physical_to_logical.iter().copied().enumerate();
+            if let Some((slot, expert)) = slots.find(|&(_, expert)| expert >= num_logical_experts) {
                 return Err(RoutingError::UnknownExpert {
                     slot,
                     expert,
@@ -131,7 +130,7 @@ impl Placement {
                 });
             }
         }
-        if covered.contains(&false) {
+        if !covered.iter().fold(true, |all, &covered| all & covered) {
             return Err(Self::first_uncovered(
                 num_logical_experts,
                 &physical_to_logical,

@@ -1,9 +1,12 @@
 //! The two greedy steps and their hierarchy, for several layers at a time.
 
+use std::array;
+
 use moekit_placement::order::single_precision;
 
 use crate::packing::Packing;
 use crate::replication::Replication;
+use crate::tournament::lists;
 
 /// The sizes of one layer. Divisibility was checked by the caller: nodes divide groups and ranks,
 /// groups divide experts, ranks divide slots.
@@ -102,17 +105,9 @@ impl Greedy {
             self.homes.copy_from_slice(names);
             return;
         }
-        self.group_loads.clear();
         self.group_loads.resize(layers * groups, 0.0);
         let sums = self.group_loads.chunks_exact_mut(groups);
-        for (sums, loads) in sums.zip(&self.loads) {
-            let size = loads.len() / groups;
-            // Each sum in its order, but side by side: an addition waits for the one before.
-            for expert in 0..size {
-                let loads = loads[expert..].iter().step_by(size);
-                (sums.iter_mut().zip(loads)).for_each(|(sum, load)| *sum += load);
-            }
-        }
+        (sums.zip(&self.loads)).for_each(|(sums, loads)| sum_groups(loads, sums));
         self.onto_nodes
             .run(&self.group_loads, names, &mut self.homes);
     }
@@ -133,6 +128,23 @@ impl Greedy {
                 self.expert_loads.extend_from_slice(&loads[group]);
             }
         }
+    }
+}
+
+/// The load of each group, `[groups]`, of those of its experts.
+fn sum_groups(loads: &[f32], sums: &mut [f32]) {
+    let size = loads.len() / sums.len();
+    let (eights, rest) = sums.as_chunks_mut::<8>();
+    let (eights_loads, rest_loads) = loads.split_at(8 * eights.len() * size);
+    // Each sum in its order, but side by side: an addition waits for the one before.
+    for (first, eight) in (0..).step_by(8).zip(eights) {
+        let groups = lists::<_, 8>(eights_loads, size, first);
+        *eight = (0..size).fold([0.0; 8], |sums, expert| {
+            array::from_fn(|group| sums[group] + groups[group][expert])
+        });
+    }
+    for (sum, loads) in rest.iter_mut().zip(rest_loads.chunks_exact(size)) {
+        *sum = loads.iter().fold(0.0, |sum, load| sum + load);
     }
 }
 

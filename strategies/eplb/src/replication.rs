@@ -86,6 +86,15 @@ impl Games for Sets<'_> {
         let loads = lists::<_, N>(self.loads, self.experts, first);
         let counts = lists_mut::<_, N>(self.counts, self.experts, first);
         let replicas = lists_mut::<_, N>(self.replicas, self.slots, first);
+        // Gives the expert of a key a replica. The expert, and its key then.
+        let mut give = |set: usize, replica: usize, busiest: u64| {
+            let expert = index_of(busiest);
+            replicas[set][replica] = expert;
+            let count = &mut counts[set][expert as usize];
+            *count += 1.0;
+            let share = loads[set][expert as usize] / *count;
+            (expert as usize, heavy_first(share, expert))
+        };
         let mut busiest = [0; N];
         for set in 0..N {
             let keys = (0..).zip(loads[set]);
@@ -94,13 +103,8 @@ impl Games for Sets<'_> {
         }
         for replica in self.experts..self.slots {
             for set in 0..N {
-                let expert = index_of(busiest[set]);
-                replicas[set][replica] = expert;
-                let count = &mut counts[set][expert as usize];
-                *count += 1.0;
-                let share = loads[set][expert as usize] / *count;
-                let key = heavy_first(share, expert);
-                busiest[set] = replace(trees[set], expert as usize, key);
+                let (expert, key) = give(set, replica, busiest[set]);
+                busiest[set] = replace(trees[set], expert, key);
             }
         }
     }

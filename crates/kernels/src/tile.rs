@@ -7,7 +7,7 @@ use crate::Isa;
 use crate::formats::Scaling;
 use crate::simd::{LANES, Op, Simd};
 
-/// Values from one row of sums to the next: those of two panels.
+/// Sums from one row to the next: those of two panels.
 pub(crate) const SUMS: usize = 2 * LANES;
 /// Steps between two looks at what to prefetch.
 pub(crate) const UNROLL: usize = 8;
@@ -44,8 +44,9 @@ pub(crate) struct Tile {
     pub(crate) a: *const u32,
     /// Two panels, of which the second is not looked at where `panels` is 1.
     pub(crate) b: [*const u8; 2],
-    /// Sums, `[rows, SUMS]`, which the products are added to.
-    pub(crate) sums: *mut f32,
+    /// Where the products with each panel are added: 32 sums for each row, [`SUMS`] from one row
+    /// to the next.
+    pub(crate) sums: [*mut f32; 2],
     /// At most [`Isa::max_rows`], or [`Isa::max_rows_of_two`].
     pub(crate) rows: usize,
     /// 1 or 2.
@@ -145,7 +146,7 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
             let mut sums = [[S::zero(); ROWS]; PANELS];
             for (panel, sums) in sums.iter_mut().enumerate() {
                 for (row, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::load(tile.sums.add(row * SUMS + panel * LANES));
+                    *sum = S::load(tile.sums[panel].add(row * SUMS));
                 }
             }
             let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
@@ -164,7 +165,7 @@ impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS
             }
             for (panel, sums) in sums.into_iter().enumerate() {
                 for (row, sum) in sums.into_iter().enumerate() {
-                    S::store(tile.sums.add(row * SUMS + panel * LANES), sum);
+                    S::store(tile.sums[panel].add(row * SUMS), sum);
                 }
             }
         }

@@ -4,26 +4,21 @@
 use std::ptr;
 
 use super::pack::Tiles;
-use super::plan::{BLOCK, LinearPlan};
+use super::plan::BLOCK;
+use super::streams::{Panel, Panels};
 use crate::Isa;
 use crate::formats::{DECODED, DIRECT_ROWS, Direct, SCALES, Scaling};
 use crate::simd::LANES;
 use crate::tile::{Prefetch, SUMS, Tile};
 
-/// A panel with its linear.
-pub(super) type Panel<'p, 'a> = (&'p LinearPlan<'a>, usize);
-/// Those of a task.
-pub(super) type Panels<'p, 'a> = [Option<Panel<'p, 'a>>; 2];
-
-/// A panel of a linear and what it is multiplied with.
+/// A panel and what it is multiplied with.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'p, 'a> {
-    pub(super) linear: &'p LinearPlan<'a>,
-    pub(super) panel: usize,
+    pub(super) panel: Panel<'p, 'a>,
     pub(super) input: &'p [u32],
 }
 
-/// Multiplies the rows of a chunk with one or two panels, each of which has its half of `sums`.
+/// Multiplies the rows of a chunk with one or two panels, and adds the products to `sums`.
 ///
 /// # Arguments
 ///
@@ -36,10 +31,7 @@ pub(super) fn multiply(
     block: &mut [f32],
     next: Panels<'_, '_>,
 ) {
-    let sums = &mut sums[..tiles.rows() * SUMS];
-    sums.fill(0.0);
-    let start = |(linear, panel): Panel<'_, '_>| linear.panel(panel).as_ptr();
-    let next = next.map(|panel| panel.map_or(ptr::null(), start));
+    let next = next.map(|panel| panel.map_or(ptr::null(), |panel| panel.bytes().as_ptr()));
     if let [Some(first), Some(second)] = parts
         && let Some(direct) = together(isa, first, second, tiles)
     {
@@ -47,12 +39,11 @@ pub(super) fn multiply(
     }
     for (i, part) in parts.iter().enumerate() {
         let Some(part) = part else { continue };
-        let sums = &mut sums[i * LANES..];
         let next = match parts.get(i + 1) {
-            Some(Some(second)) => [start((second.linear, second.panel)), ptr::null()],
+            Some(Some(second)) => [second.panel.bytes().as_ptr(), ptr::null()],
             _ => next,
         };
-        match part.linear.direct {
+        match part.panel.linear.direct {
             Some(direct) => {
                 run_direct(isa, direct, &[*part], tiles, sums, block, next);
             }
@@ -61,10 +52,23 @@ pub(super) fn multiply(
     }
 }
 
+/// The sums of panels: 32 for each row, [`SUMS`] from one row to the next.
+fn sums_of(parts: &[Part<'_, '_>], tiles: Tiles, sums: &mut [f32]) -> [*mut f32; 2] {
+    let (len, sums) = (sums.len(), sums.as_mut_ptr());
+    [0, 1].map(|i| {
+        parts.get(i).map_or(ptr::null_mut(), |part| {
+            let start = part.panel.sums(tiles.rows());
+            let end = start + (tiles.rows() - 1) * SUMS + LANES;
+            assert!(end <= len, "a task has sums for all of its panels");
+            sums.wrapping_add(start)
+        })
+    })
+}
+
 /// The loop that multiplies two panels at once, for so few rows that one panel would leave
 /// registers unused and sums waiting for each other.
 fn together(isa: Isa, first: Part<'_, '_>, second: Part<'_, '_>, tiles: Tiles) -> Option<Direct> {
-    let (a, b) = (first.linear.direct?, second.linear.direct?);
+    let (a, b) = (first.panel.linear.direct?, second.panel.linear.direct?);
     let same = ptr::fn_addr_eq(a.tile, b.tile)
         && a.grouping == b.grouping
         && ptr::eq(first.input, second.input);
@@ -83,9 +87,9 @@ fn run_direct(
     block: &mut [f32],
     next: [*const u8; 2],
 ) {
-    let part = parts[0];
-    let panel = |i: usize| parts.get(i).map_or(&[][..], |p| p.linear.panel(p.panel));
-    let (features, units) = (part.linear.features, part.linear.units());
+    let (linear, input) = (parts[0].panel.linear, parts[0].input);
+    let panel = |i: usize| parts.get(i).map_or(&[][..], |part| part.panel.bytes());
+    let (features, units) = (linear.features, linear.units());
     let steps = features / direct.features;
     assert!(
         (0..parts.len()).all(|i| panel(i).len() >= steps * direct.bytes),
@@ -93,6 +97,7 @@ fn run_direct(
     );
     let decoded = direct.decoded.filter(|_| tiles.rows() > DIRECT_ROWS);
     let (block, kept) = block.split_at_mut(4 * SCALES);
+    let sums = sums_of(parts, tiles, sums);
     assert!(decoded.is_none() || parts.len() == 1 && kept.len() >= DECODED);
     let kept: *mut u8 = kept.as_mut_ptr().cast();
     // Where few rows share a panel, memory alone is the limit, and what the processor fetches
@@ -110,7 +115,7 @@ fn run_direct(
         let scaling = scaling(isa, direct, parts, start, steps_here, block, next);
         let share = bytes.div_ceil(tiles.len());
         for (tile, (first, rows)) in tiles.iter().enumerate() {
-            let input = &part.input[first * units..][..rows * units];
+            let input = &input[first * units..][..rows * units];
             let prefetch = match is_asked_for && !after[0].is_null() {
                 true => {
                     let after = after.map(|after| after.wrapping_add(tile * share));
@@ -121,7 +126,7 @@ fn run_direct(
             let tile = Tile {
                 a: input[start * direct.units * rows..].as_ptr(),
                 b: [0, 1].map(|i| panel(i).as_ptr().wrapping_add(offset)),
-                sums: sums[first * SUMS..].as_mut_ptr(),
+                sums: sums.map(|sums| sums.wrapping_add(first * SUMS)),
                 rows,
                 panels: parts.len(),
                 steps: steps_here,
@@ -129,8 +134,8 @@ fn run_direct(
                 scaling,
             };
             // SAFETY: the instruction set is an available one. The input of the tile holds
-            // `units` for each row, the panels all steps (both asserted), and sums `SUMS` for
-            // each row of the chunk; the scaling is that of these steps of these panels. The
+            // `units` for each row, the panels all steps, and there are sums for each row of the
+            // chunk (all asserted); the scaling is that of these steps of these panels. The
             // first tile writes what the others read, for which there is room.
             unsafe {
                 match decoded {
@@ -173,8 +178,8 @@ fn scaling(
     {
         let (scales, above) = block.split_at_mut(SCALES);
         let above = bytemuck::cast_slice_mut(above);
-        part.linear
-            .decode_scales(isa, part.panel, &features, scales, above, next[i]);
+        let Panel { linear, index, .. } = part.panel;
+        linear.decode_scales(isa, index, &features, scales, above, next[i]);
         scaling.scales[i] = scales.as_ptr();
         scaling.above[i] = above.as_ptr();
     }
@@ -183,18 +188,20 @@ fn scaling(
 
 /// Widens a block of the panel at a time, for formats without a loop of their own.
 fn run_widened(isa: Isa, part: Part<'_, '_>, tiles: Tiles, sums: &mut [f32], block: &mut [f32]) {
-    let features = part.linear.features;
+    let Panel { linear, index, .. } = part.panel;
+    let features = linear.features;
+    let sums = sums_of(&[part], tiles, sums);
     let direct = Direct::widened();
     for start in (0..features).step_by(BLOCK) {
         let len = BLOCK.min(features - start);
         let block = &mut block[..len * LANES];
-        part.linear.unpack(part.panel, start..start + len, block);
+        linear.unpack(index, start..start + len, block);
         for (first, rows) in tiles.iter() {
             let input = &part.input[first * features..][..rows * features];
             let tile = Tile {
                 a: input[start * rows..].as_ptr(),
                 b: [block.as_ptr().cast(), ptr::null()],
-                sums: sums[first * SUMS..].as_mut_ptr(),
+                sums: sums.map(|sums| sums.wrapping_add(first * SUMS)),
                 rows,
                 panels: 1,
                 steps: len,

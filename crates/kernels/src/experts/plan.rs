@@ -135,6 +135,9 @@ pub(super) fn linear_input(
     }
 }
 
+/// Panels and the linears that they are of.
+pub(super) type Pair<'p, 'a> = [Option<(&'p LinearPlan<'a>, usize)>; 2];
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MlpPlan<'a> {
     pub(super) gate: Option<LinearPlan<'a>>,
@@ -152,8 +155,8 @@ impl<'a> MlpPlan<'a> {
         }
     }
 
-    /// Two panels of w13 that are multiplied together, and which of gate and up they are of.
-    pub(super) fn w13(&self, pair: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
+    /// Two panels of w13 whose outputs an activation takes.
+    pub(super) fn w13(&self, pair: usize) -> Pair<'_, 'a> {
         match &self.gate {
             Some(gate) => [Some((gate, pair)), Some((&self.up, pair))],
             None => neighbours(&self.up, pair),
@@ -167,8 +170,8 @@ impl<'a> MlpPlan<'a> {
         }
     }
 
-    /// Two panels of w2 that are multiplied together.
-    pub(super) fn w2(&self, pair: usize) -> [Option<(&LinearPlan<'a>, usize)>; 2] {
+    /// Two panels of w2, side by side.
+    pub(super) fn w2(&self, pair: usize) -> Pair<'_, 'a> {
         neighbours(&self.down, pair)
     }
 
@@ -177,10 +180,7 @@ impl<'a> MlpPlan<'a> {
     }
 }
 
-fn neighbours<'p, 'a>(
-    linear: &'p LinearPlan<'a>,
-    pair: usize,
-) -> [Option<(&'p LinearPlan<'a>, usize)>; 2] {
+fn neighbours<'p, 'a>(linear: &'p LinearPlan<'a>, pair: usize) -> Pair<'p, 'a> {
     let panel = 2 * pair;
     let second = (panel + 1 < linear.panels()).then_some((linear, panel + 1));
     [Some((linear, panel)), second]

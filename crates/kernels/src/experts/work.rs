@@ -1,17 +1,17 @@
 //! What the threads of a call do.
 #![allow(unsafe_code, reason = "buffers that threads write disjoint parts of")]
 
-use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use super::activate::Activate;
 use super::finish::{AskFor, Finish, Sum};
 use super::job::{Chunk, Job, Outputs};
 use super::memory::{Scratch, Shared};
-use super::multiply::{Panels, Part, multiply};
+use super::multiply::{Part, multiply};
 use super::pack::{MAX_ROWS, Row, Tiles, interleave, pack};
 use super::phase::{FailOnPanic, Phase, Task};
-use super::plan::{LinearPlan, MlpPlan};
+use super::plan::{LinearPlan, MlpPlan, Pair};
+use super::streams::{Panel, Panels, Streams};
 use crate::batch::RouterWeight;
 use crate::formats::{Input, Quantize, int8_units};
 use crate::rows::Rows;
@@ -110,13 +110,15 @@ impl<'a> Work<'a> {
     /// The first panels of a task.
     fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {
         let (chunk, mlp, _) = self.chunk(task);
-        mlp.w13(chunk.pairs(task.index, mlp.w13_pairs()).start)
+        let pairs = chunk.pairs(task.index, mlp.w13_pairs());
+        Streams::w13(mlp, pairs).steps().next().unwrap_or_default()
     }
 
     /// The first panels of a task.
     fn w2_panels(&self, task: Task) -> Panels<'_, 'a> {
         let (chunk, mlp, _) = self.chunk(task);
-        mlp.w2(chunk.pairs(task.index, mlp.w2_pairs()).start)
+        let pairs = chunk.pairs(task.index, mlp.w2_pairs());
+        Streams::w2(mlp, pairs).steps().next().unwrap_or_default()
     }
 
     fn chunk(&self, task: Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
@@ -145,8 +147,9 @@ impl<'a> Work<'a> {
         } = scratch;
         let inputs = self.sources(mlp).map(|source| &*packed[source]);
         let pairs = chunk.pairs(task.index, mlp.w13_pairs());
-        let parts = |pair| parts(mlp.w13(pair), inputs);
-        self.multiply(pairs.clone(), parts, tiles, sums, block, next);
+        let streams = Streams::w13(mlp, pairs.clone());
+        let sums = &mut sums[..pairs.len() * chunk.rows * SUMS];
+        self.multiply(&streams, inputs, tiles, sums, block, next);
         for (pair, sums) in pairs.zip(sums.chunks_exact_mut(chunk.rows * SUMS)) {
             self.activate(chunk, mlp, pair, tiles, sums);
         }
@@ -295,41 +298,44 @@ impl<'a> Work<'a> {
         // SAFETY: the steps that write these are done.
         let input = unsafe { self.intermediate.part(start, chunk.rows * units) };
         let pairs = chunk.pairs(task.index, mlp.w2_pairs());
-        let parts = |pair| parts(mlp.w2(pair), [input; 2]);
         let Scratch { sums, block, .. } = scratch;
+        let sums = &mut sums[..pairs.len() * chunk.rows * SUMS];
         for pair in pairs.clone() {
             self.ask_for_outputs(chunk, pair);
         }
-        self.multiply(pairs.clone(), parts, tiles, sums, block, next);
+        let streams = Streams::w2(mlp, pairs.clone());
+        self.multiply(&streams, [input; 2], tiles, sums, block, next);
         for (pair, sums) in pairs.zip(sums.chunks_exact(chunk.rows * SUMS)) {
             self.finish(chunk, mlp.w2(pair), pair, sums);
         }
     }
 
-    /// Multiplies pairs of panels, one after the other, each into its part of `sums`.
+    /// Multiplies the panels of a task.
     ///
     /// # Arguments
     ///
-    /// - `parts` - the panels of a pair with what they take.
+    /// - `inputs` - of panels in even and in odd places.
+    /// - `sums` - get the products, `[pairs, rows, SUMS]`.
     /// - `next` - what this thread reads after all.
     fn multiply<'p>(
         &self,
-        pairs: Range<usize>,
-        parts: impl Fn(usize) -> [Option<Part<'p, 'a>>; 2],
+        streams: &Streams<'p, 'a>,
+        inputs: [&'p [u32]; 2],
         tiles: Tiles,
         sums: &mut [f32],
         block: &mut [f32],
         next: Panels<'p, 'a>,
-    ) where
-        'a: 'p,
-    {
-        let sums = sums.chunks_exact_mut(tiles.rows() * SUMS);
-        for (pair, sums) in pairs.clone().zip(sums) {
-            let next = match pair + 1 < pairs.end {
-                true => parts(pair + 1).map(|part| Some((part?.linear, part?.panel))),
-                false => next,
+    ) {
+        sums.fill(0.0);
+        let mut steps = streams.steps().peekable();
+        while let Some(panels) = steps.next() {
+            let next = steps.peek().copied().unwrap_or(next);
+            let part = |panel: Panel<'p, 'a>| Part {
+                panel,
+                input: inputs[panel.place % 2],
             };
-            multiply(self.job.isa, parts(pair), tiles, sums, block, next);
+            let parts = panels.map(|panel| panel.map(part));
+            multiply(self.job.isa, parts, tiles, sums, block, next);
         }
     }
 
@@ -372,7 +378,7 @@ impl<'a> Work<'a> {
     }
 
     /// Puts the outputs of two panels of w2 where they belong.
-    fn finish(&self, chunk: &Chunk, panels: Panels<'_, '_>, pair: usize, sums: &[f32]) {
+    fn finish(&self, chunk: &Chunk, panels: Pair<'_, '_>, pair: usize, sums: &[f32]) {
         let weight = |slot: usize| match self.job.batch.router_weight() {
             RouterWeight::OnOutput => self.job.batch.weights()[slot],
             RouterWeight::OnInput => 1.0,
@@ -428,24 +434,13 @@ fn pack_tile(rows: &[Row<'_>], linear: &LinearPlan<'_>, tile: &mut [u32]) {
     pack(rows, linear.input, &mut tile[..rows.len() * units]);
 }
 
-/// Two panels with what the first and the second of them take.
-fn parts<'p, 'a>(panels: Panels<'p, 'a>, inputs: [&'p [u32]; 2]) -> [Option<Part<'p, 'a>>; 2] {
-    [0, 1].map(|i| {
-        panels[i].map(|(linear, panel)| Part {
-            linear,
-            panel,
-            input: inputs[i],
-        })
-    })
-}
-
 /// Features between w13 and w2.
 fn down_width(mlp: &MlpPlan<'_>) -> usize {
     mlp.up.rows
 }
 
 /// The biases of two panels, zeros where there are none.
-fn biases(panels: Panels<'_, '_>) -> [f32; SUMS] {
+fn biases(panels: Pair<'_, '_>) -> [f32; SUMS] {
     let mut biases = [0.0; SUMS];
     for (out, panel) in biases.chunks_exact_mut(LANES).zip(panels) {
         if let Some((linear, panel)) = panel

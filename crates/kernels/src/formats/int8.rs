@@ -199,7 +199,7 @@ impl<const ROWS: usize, const PANELS: usize> Op for Shaped<Multiply<'_>, ROWS, P
             for (panel, sums) in sums.into_iter().enumerate() {
                 let scale = S::load(tile.scaling.scales[panel]);
                 for (row, sum) in sums.into_iter().enumerate() {
-                    let at = tile.sums.add(row * SUMS + panel * LANES);
+                    let at = tile.sums[panel].add(row * SUMS);
                     let of_row = S::splat(f32::from_bits(*extra.add(row)));
                     let sum = S::mul(S::from_integers(sum), of_row);
                     S::store(at, S::mul_add(sum, scale, S::load(at)));

@@ -251,7 +251,7 @@ unsafe fn multiply_rows<A: Arithmetic>(isa: Isa, tile: &Tile, first: usize, end:
     unsafe {
         let rows = Tile {
             a: tile.a.add(first),
-            sums: tile.sums.add(first * SUMS),
+            sums: tile.sums.map(|sums| sums.wrapping_add(first * SUMS)),
             ..*tile
         };
         let op = MultiplyDecoded::<A>(&rows, PhantomData);
@@ -367,7 +367,7 @@ unsafe fn load_sums<S: Simd, const ROWS: usize, const PANELS: usize>(
     for (panel, sums) in sums.iter_mut().enumerate() {
         for (row, sum) in sums.iter_mut().enumerate() {
             // SAFETY: the caller has promised that the tile has these sums.
-            *sum = unsafe { S::load(tile.sums.add(row * SUMS + panel * LANES)) };
+            *sum = unsafe { S::load(tile.sums[panel].add(row * SUMS)) };
         }
     }
 }
@@ -380,7 +380,7 @@ unsafe fn store_sums<S: Simd, const ROWS: usize, const PANELS: usize>(
     for (panel, sums) in sums.iter().enumerate() {
         for (row, sum) in sums.iter().enumerate() {
             // SAFETY: the caller has promised that the tile has these sums.
-            unsafe { S::store(tile.sums.add(row * SUMS + panel * LANES), *sum) };
+            unsafe { S::store(tile.sums[panel].add(row * SUMS), *sum) };
         }
     }
 }

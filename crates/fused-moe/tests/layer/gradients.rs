@@ -1,13 +1,11 @@
 //! Gradients against finite differences.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::{Activation, RouterSpec, ScoringFunction, TopKSelection};
+
+use crate::common::*;
 
 const H: usize = 6;
 const T: usize = 5;

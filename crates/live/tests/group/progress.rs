@@ -1,19 +1,17 @@
 //! Whatever happens, the group gets on, or says that it cannot.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use burn::tensor::{Device, Tensor};
-use common::faulty::{EXCHANGES_PER_STEP, Fault, Plan, bereaved, with_fault};
-use common::{HIDDEN, Model, Rotate, Seen, TOP_K, failures, rotating, run, watched};
 use moekit_fused_moe::{ForwardOptions, Reduction};
 use moekit_live::{CostModel, Event, LiveConfig, LiveError, LiveRank, LoadReport, Triggers};
 use moekit_parallel::ThreadWorld;
 use moekit_routing::{Rank, ReplicaSelector};
+
+use crate::common::faulty::{EXCHANGES_PER_STEP, Fault, Plan, bereaved, with_fault};
+use crate::common::{HIDDEN, Model, Rotate, Seen, TOP_K, failures, rotating, run, watched};
 
 /// Plans only when the ranks have changed.
 fn at_rest() -> LiveConfig {

@@ -1,15 +1,13 @@
 //! Every form of router, by kernels and in tensor operations.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::{ExpertGroups, GroupScore, RouterSpec, ScoringFunction, TopKSelection};
+
+use crate::common::*;
 
 const H: usize = 16;
 const E: usize = 8;

@@ -1,16 +1,14 @@
 //! Softmax gate and SwiGLU experts, by kernels and in tensor operations.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::{
     ExpertLayout, FusedOrder, FusedTensor, MlpNames, MoeLayerSpec, RouterSpec, SharedExpertsSpec,
 };
 use moekit_routing::ExpertRouting;
+
+use crate::common::*;
 
 const H: usize = 24;
 const I: usize = 20;

@@ -1,23 +1,19 @@
 //! Emulated quantization of activations: routed and shared experts, by either path, on one rank
 //! and on many.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-#[path = "common/ranks.rs"]
-mod ranks;
 
 use std::sync::Arc;
 
 use burn::tensor::Device;
 use bytes::Bytes;
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::{
     ActivationFormat, ActivationQuant, CodeFormat, ExpertLinear, ExpertMlp, ExpertWeights,
     PackedMatrix, RouterSpec,
 };
 use moekit_routing::{Placement, RoutingTable, RoutingTableProvider, Topology};
-use ranks::run_ranks;
+
+use crate::common::ranks::run_ranks;
+use crate::common::*;
 
 const H: usize = 40;
 const I: usize = 48;

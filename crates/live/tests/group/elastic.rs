@@ -1,17 +1,15 @@
 //! Ranks come and go.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{EXPERTS, Model, Rotate, Seen, rotating, run, spread_over, watched};
 use moekit_fused_moe::Reduction;
 use moekit_live::{Event, LiveConfig, LiveRank};
 use moekit_parallel::{ThreadMember, ThreadWorld};
 use moekit_routing::Rank;
+
+use crate::common::{EXPERTS, Model, Rotate, Seen, rotating, run, spread_over, watched};
 
 /// What every member looks at between steps: who is to leave, and when all end; and who is there.
 #[derive(Debug, Default)]

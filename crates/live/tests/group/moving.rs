@@ -1,15 +1,13 @@
 //! Experts move every few steps, and no output shows it.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 use std::thread;
 
-use common::{Model, Rotate, Seen, rotating, run, values, watched};
 use moekit_fused_moe::{ForwardOptions, Reduction};
 use moekit_live::{Event, FixedGroup, LiveConfig, LiveError};
 use moekit_parallel::{Communicator, ThreadGroup, ThreadMember, ThreadWorld};
+
+use crate::common::{Model, Rotate, Seen, rotating, run, values, watched};
 
 /// Ranks as threads, each through `steps` steps.
 fn ranks(model: &Model, ranks: usize, config: &LiveConfig, steps: u64, exact: bool) -> Vec<Seen> {

@@ -1,19 +1,17 @@
 //! Packed experts: on the CPU, in tensor operations, under autodiff.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device};
 use bytes::Bytes;
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::{
     Activation, CodeFormat, ExpertLinear, ExpertMlp, ExpertWeights, PackedMatrix, ScaleFormat,
     ScaleGrid,
 };
+
+use crate::common::*;
 
 const H: usize = 16;
 const I: usize = 8;

@@ -1,6 +1,8 @@
 //! A MoE layer in plain loops and double precision, to compare with.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod ranks;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use moekit_fused_moe::{Experts, FusedMoe, TrainableExperts};
 

@@ -1,14 +1,8 @@
 //! The same layer on one rank and on many.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-#[path = "common/ranks.rs"]
-mod ranks;
 
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::{DType, Device, Tensor};
-use common::*;
 use moekit_fused_moe::*;
 use moekit_placement::{
     ExpertMapManager, ExpertMapManagerConfig, ModelPlacement, PlacementError, PlacementRequest,
@@ -18,8 +12,10 @@ use moekit_routing::{
     CountsNeeded, CustomSelector, Placement, ReplicaSelector, ReplicaShares, RoutingError,
     RoutingTableProvider, SelectContext, SelectReplica, Topology,
 };
-use ranks::{Mailbox, run_ranks};
 use serde::{Deserialize, Serialize};
+
+use crate::common::ranks::{Mailbox, run_ranks};
+use crate::common::*;
 
 const H: usize = 12;
 const E: usize = 6;

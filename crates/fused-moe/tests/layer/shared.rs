@@ -1,16 +1,14 @@
 //! Shared experts: apart or fused into the local slots, with gate and scaling.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::RouterSpec;
 use moekit_routing::{Placement, RoutingTable, RoutingTableProvider, Topology};
+
+use crate::common::*;
 
 const H: usize = 12;
 const I: usize = 6;

@@ -1,16 +1,14 @@
 //! Experts of every kind of checkpoint move, scales, zero points and biases included.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 use std::thread;
 
-use common::fixtures::model;
-use common::{Rotate, run, watched};
 use moekit_fused_moe::Reduction;
 use moekit_live::LiveConfig;
 use moekit_parallel::ThreadWorld;
+
+use crate::common::fixtures::model;
+use crate::common::{Rotate, run, watched};
 
 /// Moves experts every few steps over three ranks; compares every output with one rank.
 fn check(name: &'static str) {

@@ -1,14 +1,9 @@
 //! Everything that can go wrong goes wrong, and the group goes on.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use common::faulty::{EXCHANGES_PER_STEP, Fault, Plan, RANKS, bereaved, with_fault};
-use common::{Model, Rotate, Seen, failures, rotating, watched};
 use moekit_fused_moe::Reduction;
 use moekit_live::{Event, LiveConfig, LiveError, LiveRank};
 use moekit_parallel::ThreadWorld;
@@ -16,6 +11,9 @@ use moekit_placement::{
     ModelPlacement, Placement, PlacementError, PlacementRequest, PlacementStrategy, typetag,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::common::faulty::{EXCHANGES_PER_STEP, Fault, Plan, RANKS, bereaved, with_fault};
+use crate::common::{Model, Rotate, Seen, failures, rotating, watched};
 
 /// A rank dies before or after every single exchange of the first steps: in dispatch, in combine,
 /// in every round of a migration, before and after every commit. Every output of the survivors is

@@ -1,13 +1,11 @@
 //! Every activation, with biases, by kernels and in tensor operations.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use burn::module::Param;
 use burn::tensor::Device;
-use common::*;
 use moekit_fused_moe::*;
 use moekit_quant::Activation;
+
+use crate::common::*;
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())

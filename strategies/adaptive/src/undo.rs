@@ -13,8 +13,15 @@ pub(crate) fn undo(layout: &mut Layout<'_>, held: &Held, limit: f64) {
     while std::mem::take(&mut changed) {
         for rank in layout.ranks.live() {
             for slot in layout.ranks.slots(rank) {
+                let arrival = Arrival {
+                    layout,
+                    held,
+                    limit,
+                    rank,
+                    slot,
+                };
                 if held.arrives(rank, layout.expert(slot)) > 0
-                    && let Some(kind) = best_undo(layout, held, limit, rank, slot)
+                    && let Some(kind) = arrival.best_undo()
                 {
                     kind.apply(layout);
                     changed = true;
@@ -24,53 +31,63 @@ pub(crate) fn undo(layout: &mut Layout<'_>, held: &Held, limit: f64) {
     }
 }
 
-/// What saves most of what a slot gives cause for: a swap saves one expert or two, an exchange one.
-fn best_undo(
-    layout: &Layout<'_>,
-    held: &Held,
+/// A slot whose expert travels to the slot's rank.
+struct Arrival<'a> {
+    layout: &'a Layout<'a>,
+    held: &'a Held,
     limit: f64,
     rank: usize,
     slot: usize,
-) -> Option<Kind> {
-    let swap = swap_back(layout, held, limit, rank, slot);
-    if swap.is_some() || layout.count(layout.expert(slot)) == 1 {
-        return swap;
-    }
-    let exchanges = Exchanges::of(layout, limit);
-    let fits =
-        |&back: &u32| exchanges.can_take(rank, back) && exchanges.change(slot, rank, back) <= 0.0;
-    let back = held.of_rank(rank).iter().copied().find(fits)?;
-    Some(Kind::Replace(slot, back))
 }
 
-/// The swap of a slot that saves most, if one does.
-fn swap_back(
-    layout: &Layout<'_>,
-    held: &Held,
-    limit: f64,
-    rank: usize,
-    slot: usize,
-) -> Option<Kind> {
-    let ranks = layout.ranks;
-    let mine = layout.expert(slot);
-    let (mut best, mut most) = (None, 0);
-    for other in ranks.live() {
-        if other == rank || layout.holds(other, mine) {
-            continue;
+impl Arrival<'_> {
+    /// What saves most of what the slot gives cause for: a swap saves one expert or two, an exchange one.
+    fn best_undo(&self) -> Option<Kind> {
+        let &Self {
+            layout, rank, slot, ..
+        } = self;
+        let swap = self.swap_back();
+        if swap.is_some() || layout.count(layout.expert(slot)) == 1 {
+            return swap;
         }
-        for theirs in ranks.slots(other) {
-            let expert = layout.expert(theirs);
-            let saved = 1 - held.arrives(other, mine) + held.arrives(other, expert)
-                - held.arrives(rank, expert);
-            let load = layout.share_of(slot) - layout.share_of(theirs);
-            let after = layout.times()[rank] - load * ranks.pace(rank);
-            let there = layout.times()[other] + load * ranks.pace(other);
-            if saved > most && after.max(there) <= limit && !layout.holds(rank, expert) {
-                (best, most) = (Some(Kind::Swap(slot, theirs)), saved);
+        let exchanges = Exchanges::of(layout, self.limit);
+        let fits = |&back: &u32| {
+            exchanges.can_take(rank, back) && exchanges.change(slot, rank, back) <= 0.0
+        };
+        let back = self.held.of_rank(rank).iter().copied().find(fits)?;
+        Some(Kind::Replace(slot, back))
+    }
+
+    /// The swap of the slot that saves most, if one does.
+    fn swap_back(&self) -> Option<Kind> {
+        let &Self {
+            layout,
+            held,
+            limit,
+            rank,
+            slot,
+        } = self;
+        let ranks = layout.ranks;
+        let mine = layout.expert(slot);
+        let (mut best, mut most) = (None, 0);
+        for other in ranks.live() {
+            if other == rank || layout.holds(other, mine) {
+                continue;
+            }
+            for theirs in ranks.slots(other) {
+                let expert = layout.expert(theirs);
+                let saved = 1 - held.arrives(other, mine) + held.arrives(other, expert)
+                    - held.arrives(rank, expert);
+                let load = layout.share_of(slot) - layout.share_of(theirs);
+                let after = layout.times()[rank] - load * ranks.pace(rank);
+                let there = layout.times()[other] + load * ranks.pace(other);
+                if saved > most && after.max(there) <= limit && !layout.holds(rank, expert) {
+                    (best, most) = (Some(Kind::Swap(slot, theirs)), saved);
+                }
             }
         }
+        best
     }
-    best
 }
 
 #[cfg(test)]

@@ -171,12 +171,8 @@ pub(super) fn take_part(
     mut tell: impl FnMut(News) -> Result<(), LiveError>,
 ) -> Result<(), LiveError> {
     let (parts, scripts) = setup.layers()?;
-    let source = Arc::new(setup.experts.clone());
-    let (initial, config) = (setup.initial.clone(), setup.config.clone());
-    let mut live = match LiveRank::start(member, parts, source, initial, config) {
-        // It was to come, but the run has ended before it was let in.
-        Err(LiveError::Group(CommError::NoGroup)) => return Ok(()),
-        started => started?,
+    let Some(mut live) = start(setup, member, parts)? else {
+        return Ok(());
     };
     let mut growth = Growth::after(setup, live.step());
     // Of a step that is repeated, survivors that get the number of one that is lost are not.
@@ -227,6 +223,20 @@ pub(super) fn take_part(
         }
     }
     Ok(())
+}
+
+/// A rank with its layers. `None` if it was to come, but the run has ended before it was let in.
+fn start(
+    setup: &Setup,
+    member: impl Membership + 'static,
+    parts: Vec<LayerParts>,
+) -> Result<Option<LiveRank>, LiveError> {
+    let source = Arc::new(setup.experts.clone());
+    let (initial, config) = (setup.initial.clone(), setup.config.clone());
+    match LiveRank::start(member, parts, source, initial, config) {
+        Err(LiveError::Group(CommError::NoGroup)) => Ok(None),
+        started => started.map(Some),
+    }
 }
 
 /// The forward passes of a step.

@@ -1,17 +1,19 @@
-//! Replica counts, searched on what a packing that fills rank after rank makes of them.
+//! Replica counts, searched on what they do to the ranks that hold the experts.
 //!
-//! Where few slots hold few heavy pieces, the counts decide which pieces fill a rank together, and one
-//! exchange of replicas moves all pieces of two experts at once. So the search goes over the counts
-//! alone, and every trial is packed anew: each rank takes the largest piece that is left and those that
-//! fill it best beside it (minimum bin slack, Gupta and Ho 1999). It is an iterated local search
-//! (Lourenço, Martin and Stützle 2003): exchanges that do no harm, and several at once where none helped
-//! for long.
+//! Where few slots hold few heavy pieces, the counts decide which pieces fill a rank together, and an
+//! exchange of replicas changes all pieces of two experts at once. So a trial exchanges some replicas
+//! between two experts, empties the ranks that hold them and a few others (ruin and recreate, Schrimpf et
+//! al. 2000), and fills those anew, one after the other: each takes the largest piece that is left and what fills
+//! it best beside it (minimum bin slack, Gupta and Ho 1999). Most counts stay small while few experts
+//! end with many small pieces, which fill what is left beside the others. The search is an iterated local
+//! search (Lourenço, Martin and Stützle 2003): trials that do no harm, and several whatever they do where
+//! none helped for long.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use crate::draws::Draws;
-use crate::layout::{EMPTY, Layout};
+use crate::layout::Layout;
 use crate::swap::Work;
 
 /// Experts with one replica below this part of the limit are sand: it fills what is left.
@@ -22,196 +24,396 @@ const NEAR: f64 = 0.0005;
 const BESIDE: usize = 4;
 /// Beginnings of them that are tried for a rank.
 const BEGINNINGS: usize = 60;
-/// Packings of a search.
-const TRIALS: usize = 6000;
+/// Trials of a search, per slot.
+const TRIALS: usize = 160;
 /// By how much each limit is below the load that is reached.
 const STEP: f64 = 0.001;
-/// Trials without an improvement after which several replicas are exchanged at once, and how many.
-const PATIENCE: usize = 300;
+/// Trials per slot without an improvement after which some count in any case, and how many.
+const PATIENCE: usize = 10;
 const KICK: usize = 3;
-/// How much worse than the best counts others may be to be searched from.
+/// How much worse than what it began with a search may end to go on from there.
 const WORSE: f64 = 1.2;
+/// Of ten trials, how many exchange replicas.
+const EXCHANGES: usize = 7;
+/// Ranks that are filled anew beside those of the two experts, at most, and one for each replica.
+const OTHERS: usize = 10;
+/// Of as many ranks, less one, the worst is among those.
+const DRAWN: usize = 3;
+/// Draws of an expert before there is taken to be none.
+const TRIES: usize = 100;
 
 /// Layouts with other replica counts: the best whose largest load is below that of this one, if the search
 /// finds any, and the one that came closest to the next step, for other moves to go on from. All ranks are
 /// alike, and no expert is twice on a rank.
 ///
-/// Time: O(trials × (R × E + P)), as far as the work goes.
+/// Time: O(trials × ranks filled anew × their pieces), as far as the work goes.
 pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> Vec<Layout<'a>> {
     let mut search = Search::new(layout);
-    let mut best: Option<Layout<'a>> = None;
-    let mut limit = layout.largest() * (1.0 - STEP);
-    let mut counts = search.counts.clone();
-    let mut excess = search.excess(&counts, limit, work);
-    let (mut kept, mut least) = (counts.clone(), excess);
-    let (mut closest, mut distance) = (counts.clone(), excess);
-    let mut since = 0;
-    for _ in 0..TRIALS {
-        if work.is_done() || limit < target {
+    if search.heavy.is_empty() {
+        return Vec::new();
+    }
+    search.lower(work);
+    let mut best = None;
+    let (mut closest, mut begun) = (search.at.clone(), search.at.clone());
+    let (mut since, mut kicks) = (0, 0);
+    let num_slots = layout.slots().len();
+    for _ in 0..TRIALS * num_slots {
+        if work.is_done() || search.limit < target {
             break;
         }
         since += 1;
-        let mut trial = counts.clone();
-        let kicks = if since > PATIENCE { KICK } else { 1 };
-        if kicks > 1 {
-            if excess > WORSE * least {
-                trial.clone_from(&kept);
+        if since > PATIENCE * num_slots {
+            (since, kicks) = (0, KICK);
+            if search.at.excess > WORSE * begun.excess {
+                search.at.clone_from(&begun);
             }
-            (kept, least) = (trial.clone(), search.excess(&trial, limit, work));
+            begun.clone_from(&search.at);
         }
-        for _ in 0..kicks {
-            let _ = search.exchange(&mut trial, limit);
+        let mut change = None;
+        if kicks > 0 || search.draws.below(10) < EXCHANGES {
+            change = search.drawn_exchange();
+            if change.is_none() {
+                work.spend(TRIES);
+                continue;
+            }
         }
-        let after = search.excess(&trial, limit, work);
-        if after > excess && kicks == 1 {
+        let trial = search.trial(change, work);
+        let is_taken = |trial: &Trial| kicks > 0 || trial.excess <= search.at.excess;
+        let Some(trial) = trial.filter(is_taken) else {
             continue;
-        }
-        if after < excess * (1.0 - NEAR) || kicks > 1 {
+        };
+        kicks = kicks.saturating_sub(1);
+        if trial.excess < search.at.excess * (1.0 - NEAR) {
             since = 0;
         }
-        (counts, excess) = (trial, after);
-        let found = (excess == 0.0).then(|| search.layout(&counts, limit));
-        if let Some(found) = found.flatten() {
-            limit = (found.largest() * (1.0 - STEP)).min(limit * (1.0 - STEP / 2.0));
-            best = Some(found);
-            excess = search.excess(&counts, limit, work);
-            (kept, least) = (counts.clone(), excess);
-            distance = f64::INFINITY;
+        search.take(&trial);
+        if search.at.excess == 0.0 {
+            best = Some(search.at.slots.clone());
+            search.lower(work);
+            (since, kicks) = (0, 0);
+            closest.clone_from(&search.at);
+            begun.clone_from(&search.at);
         }
-        if excess < distance {
-            distance = excess;
-            closest.clone_from(&counts);
+        if search.at.excess < closest.excess {
+            closest.clone_from(&search.at);
         }
     }
-    let closest = search.layout(&closest, limit);
-    best.into_iter().chain(closest).collect()
+    let found = best.into_iter().chain([closest.slots]);
+    found
+        .map(|slots| Layout::new(layout.ranks, layout.weights, slots))
+        .collect()
+}
+
+/// Where a search is.
+#[derive(Clone, Debug)]
+struct State {
+    /// The expert of each slot, `[P]`.
+    slots: Vec<u32>,
+    /// Replicas of each expert, `[E]`.
+    counts: Vec<u32>,
+    /// Load up to the limit, `[R]`.
+    room: Vec<f64>,
+    /// What is above the limit, squared and summed over the ranks.
+    excess: f64,
+}
+
+/// Some replicas of an expert that another one gets.
+#[derive(Clone, Copy, Debug)]
+struct Exchange {
+    lost: u32,
+    gained: u32,
+    count: u32,
+}
+
+impl Exchange {
+    /// The count of an expert afterwards.
+    fn apply(self, expert: u32, count: u32) -> u32 {
+        match expert {
+            e if e == self.lost => count - self.count,
+            e if e == self.gained => count + self.count,
+            _ => count,
+        }
+    }
+}
+
+/// Ranks that are filled anew.
+struct Trial {
+    change: Option<Exchange>,
+    ranks: Vec<usize>,
+    filled: Vec<Filled>,
+    /// What all ranks have above the limit then.
+    excess: f64,
 }
 
 struct Search<'l, 'a> {
     layout: &'l Layout<'a>,
-    counts: Vec<u32>,
-    /// Experts whose counts are searched or that are no sand.
+    limit: f64,
+    at: State,
+    /// Experts that are no sand.
     heavy: Vec<u32>,
-    /// The others, heaviest first.
-    sand: Vec<u32>,
-    num_ranks: usize,
     slots_per_rank: usize,
     draws: Draws,
+    /// Replicas that have no place yet, `[E]`; none between trials.
+    left: Vec<u32>,
 }
 
 impl<'l, 'a> Search<'l, 'a> {
     fn new(layout: &'l Layout<'a>) -> Self {
         let experts = 0..layout.weights.len() as u32;
         let sand = SAND * layout.largest();
-        let is_heavy = |&e: &u32| layout.weights[e as usize] > sand || layout.count(e) > 1;
-        let (heavy, mut light): (Vec<u32>, Vec<u32>) = experts.clone().partition(is_heavy);
-        light.sort_by(|&a, &b| layout.weights[b as usize].total_cmp(&layout.weights[a as usize]));
+        let is_heavy = |&e: &u32| layout.weights[e as usize] > sand;
         Self {
             layout,
-            counts: experts.map(|e| layout.count(e)).collect(),
-            heavy,
-            sand: light,
-            num_ranks: layout.ranks.len(),
+            limit: layout.largest(),
+            at: State {
+                slots: layout.slots().to_vec(),
+                counts: experts.clone().map(|e| layout.count(e)).collect(),
+                room: Vec::new(),
+                excess: 0.0,
+            },
+            heavy: experts.filter(is_heavy).collect(),
             slots_per_rank: layout.ranks.slots(0).len(),
             draws: Draws::new(),
+            left: vec![0; layout.weights.len()],
         }
     }
 
-    /// Gives a replica of some expert to another one; `None` if no expert can spare one.
-    fn exchange(&mut self, counts: &mut [u32], limit: f64) -> Option<()> {
-        const TRIES: usize = 1000;
-        let layout = self.layout;
-        let slots = layout.slots();
-        let can_lose = |e: u32, counts: &[u32]| {
-            let count = counts[e as usize];
-            count > 1 && layout.share_among(e, count - 1) <= limit
-        };
-        // By slot, so that experts with many replicas are drawn more often.
-        let lost = (0..TRIES)
-            .map(|_| slots[self.draws.below(slots.len())])
-            .find(|&e| can_lose(e, counts))?;
-        let gained = (0..TRIES)
-            .map(|i| match i % 2 {
-                0 => slots[self.draws.below(slots.len())],
+    fn num_ranks(&self) -> usize {
+        self.layout.ranks.len()
+    }
+
+    fn held(&self, rank: usize) -> &[u32] {
+        &self.at.slots[self.layout.ranks.slots(rank)]
+    }
+
+    fn count(&self, expert: u32) -> u32 {
+        self.at.counts[expert as usize]
+    }
+
+    /// The load of a replica.
+    fn share(&self, expert: u32) -> f64 {
+        self.layout.share_among(expert, self.count(expert))
+    }
+
+    /// The fewest replicas of an expert that are not above the limit.
+    fn fewest(&self, expert: u32) -> u32 {
+        let load = self.layout.weights[expert as usize];
+        (load / self.limit).ceil().max(1.0) as u32
+    }
+
+    /// Lowers the limit below the largest load. Experts whose replicas are above it get more, whatever that
+    /// does: no trial that changes one count alone would.
+    fn lower(&mut self, work: &mut Work) {
+        let load = |rank| self.held(rank).iter().map(|&e| self.share(e)).sum();
+        let loads: Vec<f64> = (0..self.num_ranks()).map(load).collect();
+        self.limit = loads.iter().copied().fold(0.0, f64::max) * (1.0 - STEP);
+        self.at.room = loads.iter().map(|load| self.limit - load).collect();
+        self.at.excess = excess(&self.at.room);
+        for _ in 0..TRIES {
+            let Some(gained) = self.too_large() else {
+                break;
+            };
+            let change = self.drawn_loser(gained).map(|lost| Exchange {
+                lost,
+                gained,
+                count: 1,
+            });
+            if change.is_some()
+                && let Some(trial) = self.trial(change, work)
+            {
+                self.take(&trial);
+            }
+        }
+    }
+
+    /// An expert whose replicas are above the limit.
+    fn too_large(&self) -> Option<u32> {
+        let mut heavy = self.heavy.iter().copied();
+        heavy.find(|&e| self.share(e) > self.limit && (self.count(e) as usize) < self.num_ranks())
+    }
+
+    /// An expert with replicas to spare. Drawn by slot, so that those with many come up more often.
+    fn drawn_loser(&mut self, gained: u32) -> Option<u32> {
+        for _ in 0..TRIES {
+            let expert = self.at.slots[self.draws.below(self.at.slots.len())];
+            if expert != gained && self.count(expert) > self.fewest(expert) {
+                return Some(expert);
+            }
+        }
+        None
+    }
+
+    /// A heavy expert that is not everywhere, drawn by slot or from all.
+    fn drawn_winner(&mut self) -> Option<u32> {
+        for i in 0..TRIES {
+            let expert = match i % 2 {
+                0 => self.at.slots[self.draws.below(self.at.slots.len())],
                 _ => self.heavy[self.draws.below(self.heavy.len())],
-            })
-            .find(|&e| {
-                let is_sand = layout.weights[e as usize] < SAND * limit;
-                e != lost && !is_sand && (counts[e as usize] as usize) < self.num_ranks
-            })?;
-        counts[lost as usize] -= 1;
-        counts[gained as usize] += 1;
-        Some(())
-    }
-
-    /// What a packing leaves above the limit, squared and summed over the ranks; infinite if there is none.
-    fn excess(&self, counts: &[u32], limit: f64, work: &mut Work) -> f64 {
-        let Some(packed) = self.pack(counts, limit, work) else {
-            return f64::INFINITY;
-        };
-        let over = packed.iter().map(|rank| (-rank.room).max(0.0));
-        over.map(|over| over * over).sum()
-    }
-
-    fn layout(&self, counts: &[u32], limit: f64) -> Option<Layout<'a>> {
-        let packed = self.pack(counts, limit, &mut Work::new(usize::MAX))?;
-        let mut slots = vec![EMPTY; self.layout.ranks.num_slots()];
-        for (rank, filled) in packed.iter().enumerate() {
-            let of_rank = &mut slots[self.layout.ranks.slots(rank)];
-            of_rank[..filled.experts.len()].copy_from_slice(&filled.experts);
+            };
+            let is_sand = self.layout.weights[expert as usize] <= SAND * self.limit;
+            if !is_sand && (self.count(expert) as usize) < self.num_ranks() {
+                return Some(expert);
+            }
         }
-        let is_full = !slots.contains(&EMPTY);
-        is_full.then(|| Layout::new(self.layout.ranks, self.layout.weights, slots))
+        None
+    }
+
+    /// A drawn exchange, of one replica or of several; `None` if no expert can spare one.
+    fn drawn_exchange(&mut self) -> Option<Exchange> {
+        let gained = self.drawn_winner()?;
+        let lost = self.drawn_loser(gained)?;
+        let spare = self.count(lost) - self.fewest(lost);
+        let most = spare.min(self.num_ranks() as u32 - self.count(gained));
+        let count = match self.draws.below(2) {
+            0 => 1,
+            _ => 1 + self.draws.below(most as usize) as u32,
+        };
+        Some(Exchange {
+            lost,
+            gained,
+            count,
+        })
+    }
+
+    /// Fills the ranks of the two experts and some others anew; `None` if that leaves pieces of one expert
+    /// for the same rank.
+    fn trial(&mut self, change: Option<Exchange>, work: &mut Work) -> Option<Trial> {
+        let num_ranks = self.num_ranks();
+        let is_changed = |e: &u32| change.is_some_and(|c| *e == c.lost || *e == c.gained);
+        let mut is_open: Vec<bool> = (0..num_ranks)
+            .map(|rank| self.held(rank).iter().any(is_changed))
+            .collect();
+        let fewest = change.map_or(3, |change| 1 + change.count as usize);
+        for _ in 0..fewest + self.draws.below(OTHERS) {
+            let mut rank = self.draws.below(num_ranks);
+            for _ in 0..self.draws.below(DRAWN) {
+                let other = self.draws.below(num_ranks);
+                if self.at.room[other].abs() > self.at.room[rank].abs() {
+                    rank = other;
+                }
+            }
+            is_open[rank] = true;
+        }
+        let ranks: Vec<usize> = (0..num_ranks).filter(|&rank| is_open[rank]).collect();
+        let filled = self.fill(&ranks, change, work)?;
+        let mut room = self.at.room.clone();
+        for (&rank, filled) in ranks.iter().zip(&filled) {
+            room[rank] = filled.room;
+        }
+        Some(Trial {
+            change,
+            ranks,
+            filled,
+            excess: excess(&room),
+        })
+    }
+
+    fn take(&mut self, trial: &Trial) {
+        for (&rank, filled) in trial.ranks.iter().zip(&trial.filled) {
+            self.at.room[rank] = filled.room;
+            self.at.slots[self.layout.ranks.slots(rank)].copy_from_slice(&filled.experts);
+        }
+        if let Some(change) = trial.change {
+            for e in [change.lost, change.gained] {
+                self.at.counts[e as usize] = change.apply(e, self.count(e));
+            }
+        }
+        self.at.excess = trial.excess;
+    }
+
+    /// What some ranks hold if they are emptied, replicas are exchanged, and all is put back.
+    fn fill(
+        &mut self,
+        ranks: &[usize],
+        change: Option<Exchange>,
+        work: &mut Work,
+    ) -> Option<Vec<Filled>> {
+        let mut experts = Vec::with_capacity(ranks.len() * self.slots_per_rank);
+        for &rank in ranks {
+            for slot in self.layout.ranks.slots(rank) {
+                let e = self.at.slots[slot];
+                if self.left[e as usize] == 0 {
+                    experts.push(e);
+                }
+                self.left[e as usize] += 1;
+            }
+        }
+        // One that gains replicas and sits on no such rank cannot be: all of its ranks are among them.
+        let after = |e: u32, count| change.map_or(count, |change| change.apply(e, count));
+        let pieces = experts.iter().map(|&expert| Piece {
+            load: self
+                .layout
+                .share_among(expert, after(expert, self.count(expert))),
+            left: after(expert, self.left[expert as usize]),
+            expert,
+        });
+        let sand = SAND * self.limit;
+        let (mut light, mut of): (Vec<Piece>, Vec<Piece>) =
+            pieces.partition(|piece| piece.left == 1 && piece.load < sand);
+        for &e in &experts {
+            self.left[e as usize] = 0;
+        }
+        of.sort_by(|a, b| b.load.total_cmp(&a.load));
+        light.sort_by(|a, b| b.load.total_cmp(&a.load));
+        let mut pieces = Pieces::new(of);
+        let filled = self.pack(&mut pieces, ranks.len());
+        work.spend(pieces.looked_at + ranks.len());
+        let mut filled = filled?;
+        self.strew(&light, &mut filled)?;
+        Some(filled)
     }
 
     /// Fills rank after rank; `None` if that leaves pieces of one expert for the same rank.
-    fn pack(&self, counts: &[u32], limit: f64, work: &mut Work) -> Option<Vec<Filled>> {
-        let mut pieces = Pieces::new(self, counts);
-        let mut packed: Vec<Filled> = Vec::with_capacity(self.num_ranks);
+    fn pack(&self, pieces: &mut Pieces, num_ranks: usize) -> Option<Vec<Filled>> {
+        let mut packed: Vec<Filled> = Vec::with_capacity(num_ranks);
         while !pieces.of.is_empty() {
-            let ranks = self.num_ranks - packed.len();
+            let ranks = num_ranks - packed.len();
             let spread = pieces.of.iter().all(|piece| piece.left as usize <= ranks);
             if ranks == 0 || !spread {
                 return None;
             }
-            let chosen = pieces.choose(limit, ranks, self.slots_per_rank)?;
+            let chosen = pieces.choose(self.limit, ranks, self.slots_per_rank)?;
             // The same again as often as there are such pieces.
             let often = chosen.iter().map(|&i| pieces.of[i].left).min()?;
             let filled = Filled {
-                room: limit - chosen.iter().map(|&i| pieces.of[i].load).sum::<f64>(),
+                room: self.limit - chosen.iter().map(|&i| pieces.of[i].load).sum::<f64>(),
                 experts: chosen.iter().map(|&i| pieces.of[i].expert).collect(),
             };
             pieces.take(&chosen, often);
             packed.extend(std::iter::repeat_n(filled, often as usize));
         }
-        work.spend(pieces.looked_at);
-        packed.resize_with(self.num_ranks, || Filled {
-            room: limit,
+        packed.resize_with(num_ranks, || Filled {
+            room: self.limit,
             experts: Vec::new(),
         });
-        self.strew(&mut packed)?;
         Some(packed)
     }
 
     /// Fills the slots that are left with sand, the heaviest onto the rank with the most room.
-    fn strew(&self, packed: &mut [Filled]) -> Option<()> {
+    fn strew(&self, sand: &[Piece], packed: &mut [Filled]) -> Option<()> {
         let mut open: BinaryHeap<(Roomy, Reverse<usize>)> = packed
             .iter()
             .enumerate()
             .filter(|(_, filled)| filled.experts.len() < self.slots_per_rank)
             .map(|(rank, filled)| (Roomy(filled.room), Reverse(rank)))
             .collect();
-        for &expert in &self.sand {
+        for piece in sand {
             let (_, rank) = open.pop()?;
             let filled = &mut packed[rank.0];
-            filled.room -= self.layout.weights[expert as usize];
-            filled.experts.push(expert);
+            filled.room -= piece.load;
+            filled.experts.push(piece.expert);
             if filled.experts.len() < self.slots_per_rank {
                 open.push((Roomy(filled.room), rank));
             }
         }
         Some(())
     }
+}
+
+/// What is above the limit, squared and summed over the ranks.
+fn excess(room: &[f64]) -> f64 {
+    let over = room.iter().map(|room| room.min(0.0));
+    over.map(|over| over * over).sum()
 }
 
 /// A rank and what it holds.
@@ -279,14 +481,10 @@ impl Set {
 }
 
 impl Pieces {
-    fn new(search: &Search<'_, '_>, counts: &[u32]) -> Self {
-        let piece = |&expert: &u32| Piece {
-            load: search.layout.share_among(expert, counts[expert as usize]),
-            left: counts[expert as usize],
-            expert,
-        };
-        let mut of: Vec<Piece> = search.heavy.iter().map(piece).collect();
-        of.sort_by(|a, b| b.load.total_cmp(&a.load));
+    /// # Arguments
+    ///
+    /// - `of` - largest first.
+    fn new(of: Vec<Piece>) -> Self {
         Self {
             num_left: of.iter().map(|piece| piece.left as usize).sum(),
             of,

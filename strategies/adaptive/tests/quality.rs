@@ -65,7 +65,8 @@ fn counts_are_searched_where_few_slots_hold_heavy_pieces() {
         .map(|_| reached(&rows(&[power_law(1.2, &mut rng)]), 384, 128))
         .collect();
     let mean = parts.iter().sum::<f64>() / 8.0;
-    assert!(mean >= 0.988, "{parts:?} {mean}");
+    assert!(mean >= 0.99, "{parts:?} {mean}");
+    assert!(parts.iter().all(|&part| part >= 0.98), "{parts:?}");
 }
 
 #[test]

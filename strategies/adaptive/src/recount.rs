@@ -4,8 +4,9 @@
 //! exchange of replicas changes all pieces of two experts at once. So a trial exchanges some replicas
 //! between two experts, empties the ranks that hold them and a few others (ruin and recreate, Schrimpf et
 //! al. 2000), and fills those anew, one after the other: each takes the largest piece that is left and what fills
-//! it best beside it (minimum bin slack, Gupta and Ho 1999). Most counts stay small while few experts
-//! end with many small pieces, which fill what is left beside the others. The search is an iterated local
+//! it best beside it (minimum bin slack, Gupta and Ho 1999). Several replicas at once, since in the
+//! linear program over all fillings of a rank most experts have the fewest replicas they can have while few have many
+//! small pieces, which fill what the others leave. The search is an iterated local
 //! search (Lourenço, Martin and Stützle 2003): trials that do no harm, and several whatever they do where
 //! none helped for long.
 
@@ -26,6 +27,9 @@ const BESIDE: usize = 4;
 const BEGINNINGS: usize = 60;
 /// Trials of a search, per slot.
 const TRIALS: usize = 160;
+/// As many times more where the load is further than a part of the target above it.
+const LONGER: usize = 4;
+const FAR: f64 = 0.012;
 /// By how much each limit is below the load that is reached.
 const STEP: f64 = 0.001;
 /// Trials per slot without an improvement after which some count in any case, and how many.
@@ -57,8 +61,10 @@ pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> 
     let (mut closest, mut begun) = (search.at.clone(), search.at.clone());
     let (mut since, mut kicks) = (0, 0);
     let num_slots = layout.slots().len();
-    for _ in 0..TRIALS * num_slots {
-        if work.is_done() || search.limit < target {
+    for trial in 0..LONGER * TRIALS * num_slots {
+        let is_near = search.limit < target * (1.0 + FAR);
+        let is_over = is_near && trial >= TRIALS * num_slots;
+        if work.is_done() || search.limit < target || is_over {
             break;
         }
         since += 1;

@@ -28,6 +28,7 @@ mod recount;
 mod repair;
 mod replan;
 mod settings;
+mod slack;
 mod strategy;
 mod surplus;
 mod swap;

@@ -84,16 +84,17 @@ impl HeaviestFirst {
     /// - `loads` - `[lists, len]`; the result is of this shape too.
     /// - `len` - the length of a list, in which its indices count from 0.
     pub fn sort_each(&mut self, loads: &[f32], len: usize) -> &[u64] {
+        let len = len.max(1);
         self.keys.resize(loads.len(), 0);
-        let together = LANES * len.max(1);
+        let together = LANES * len;
         let keys = self.keys.chunks_mut(together);
         for (loads, keys) in loads.chunks(together).zip(keys) {
             if len <= LONGEST && loads.len() > together / 2 {
                 self.network.sort(loads, len, keys);
                 continue;
             }
-            let keys = keys.chunks_exact_mut(len.max(1));
-            for (load, keys) in loads.chunks_exact(len.max(1)).zip(keys) {
+            let keys = keys.chunks_exact_mut(len);
+            for (load, keys) in loads.chunks_exact(len).zip(keys) {
                 sort_one(load, &mut self.scratch, keys);
             }
         }
@@ -218,8 +219,13 @@ mod tests {
 
     #[test]
     fn lists_are_sorted_one_by_one() {
-        for len in [1, 3, 72, 127, 128, 150] {
-            let load: Vec<f32> = (0..19 * len).map(|i| (i * 37 % 101) as f32).collect();
+        // Loads with ties, and loads that only their last bits tell apart.
+        let spread = |i: usize| (i * 37 % 101) as f32;
+        let close = |i: usize| 1.0 + spread(i) * f32::EPSILON;
+        for (len, load) in [1, 3, 72, 127, 128, 150].into_iter().flat_map(|len| {
+            let loads = [&spread as &dyn Fn(usize) -> f32, &close];
+            loads.map(|load| (len, (0..19 * len).map(load).collect::<Vec<f32>>()))
+        }) {
             let mut order = HeaviestFirst::default();
             order.sort(&[1.0; 2000]);
             let lists = load.chunks(len);

@@ -33,9 +33,9 @@ impl<'a> Panel<'_, 'a> {
 /// Two runs of panels, each of which lies in one piece in memory. A task reads a panel of either at a
 /// time: were it to go from one end of a run to elsewhere, the processor would read slowly until it has
 /// found where the run goes on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Streams<'p, 'a> {
-    first: Panels<'p, 'a>,
+    first: [Panel<'p, 'a>; 2],
     /// Places from one panel of a run to the next.
     stride: usize,
     len: usize,
@@ -47,15 +47,13 @@ impl<'p, 'a> Streams<'p, 'a> {
         let Some(gate) = &mlp.gate else {
             return Self::halves(&mlp.up, pairs);
         };
-        let run = |linear, place| {
-            Some(Panel {
-                linear,
-                index: pairs.start,
-                place,
-            })
-        };
+        let first = [(gate, 0), (&mlp.up, 1)].map(|(linear, place)| Panel {
+            linear,
+            index: pairs.start,
+            place,
+        });
         Self {
-            first: [run(gate, 0), run(&mlp.up, 1)],
+            first,
             stride: 2,
             len: pairs.len(),
         }
@@ -67,15 +65,13 @@ impl<'p, 'a> Streams<'p, 'a> {
     }
 
     fn halves(linear: &'p LinearPlan<'a>, pairs: Range<usize>) -> Self {
-        let run = |place| {
-            Some(Panel {
-                linear,
-                index: 2 * pairs.start + place,
-                place,
-            })
-        };
+        let first = [0, pairs.len()].map(|place| Panel {
+            linear,
+            index: 2 * pairs.start + place,
+            place,
+        });
         Self {
-            first: [run(0), run(pairs.len())],
+            first,
             stride: 1,
             len: pairs.len(),
         }
@@ -84,14 +80,13 @@ impl<'p, 'a> Streams<'p, 'a> {
     /// The panels of each step. The last one may have a single one.
     pub(super) fn steps(&self) -> impl Iterator<Item = Panels<'p, 'a>> {
         (0..self.len).map(|step| {
-            self.first.map(|panel| {
-                let panel = panel?;
-                let index = panel.index + step;
-                (index < panel.linear.panels()).then_some(Panel {
-                    index,
-                    place: panel.place + step * self.stride,
-                    ..panel
-                })
+            self.first.map(|first| {
+                let panel = Panel {
+                    index: first.index + step,
+                    place: first.place + step * self.stride,
+                    ..first
+                };
+                (panel.index < panel.linear.panels()).then_some(panel)
             })
         })
     }

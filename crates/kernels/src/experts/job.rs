@@ -1,7 +1,5 @@
 //! One call: what is multiplied by what, and where it is put.
 
-use std::ops::Range;
-
 use moekit_quant::Activation;
 
 use super::inputs::InputPlan;
@@ -26,8 +24,6 @@ const CHUNK: usize = 192;
 /// Most pairs of panels of a task of few rows. Each task of its own would wait for memory anew: what
 /// it does besides takes as long as a hundred cache lines to come.
 const MAX_SPAN: usize = 4;
-/// Fewest tasks of a step for each thread, so that none waits long for the last one of another.
-const MIN_TASKS: usize = 8;
 
 /// Some rows of an expert.
 #[derive(Clone, Copy, Debug)]
@@ -37,21 +33,8 @@ pub(super) struct Chunk {
     /// Place of the first row among all occupied slots.
     pub(super) start: usize,
     pub(super) rows: usize,
-    /// Pairs of panels of a task.
+    /// Most pairs of panels of a task.
     pub(super) span: usize,
-}
-
-impl Chunk {
-    /// Tasks that so many pairs of panels make.
-    pub(super) fn tasks(&self, pairs: usize) -> usize {
-        pairs.div_ceil(self.span)
-    }
-
-    /// The pairs of panels of a task.
-    pub(super) fn pairs(&self, task: usize, pairs: usize) -> Range<usize> {
-        let first = task * self.span;
-        first..pairs.min(first + self.span)
-    }
 }
 
 /// Where the outputs of experts go.
@@ -101,14 +84,12 @@ impl<'a> Job<'a> {
         let narrow = matches!(batch.hidden(), Rows::Bf16(_));
         let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant());
         let mlps: Vec<MlpPlan<'_>> = views.iter().flatten().map(plan).collect();
-        let mut chunks: Vec<Chunk> = grouped.experts().enumerate().flat_map(chunks_of).collect();
-        let pairs = chunks.iter().map(|chunk| mlps[chunk.mlp].w13_pairs());
-        let span = pairs.sum::<usize>() / (MIN_TASKS * kernel.num_threads());
-        for chunk in &mut chunks {
-            if chunk.rows <= isa.max_rows_of_two() {
-                chunk.span = span.clamp(1, MAX_SPAN);
-            }
-        }
+        let few = isa.max_rows_of_two();
+        let chunks: Vec<Chunk> = grouped
+            .experts()
+            .enumerate()
+            .flat_map(|(mlp, (_, start, slots))| chunks_of(mlp, start, slots.len(), few))
+            .collect();
         let most = |of: fn(&MlpPlan<'_>) -> usize| mlps.iter().map(of).max().unwrap_or(0);
         let units = most(|mlp| mlp.down.units());
         let rows = chunks.iter().map(|c| c.rows).max().unwrap_or(0);
@@ -213,18 +194,21 @@ fn terms_width(batch: &ExpertBatch<'_>) -> usize {
 }
 
 /// The chunks of the rows of an expert.
-fn chunks_of(
-    (mlp, (_, start, slots)): (usize, (usize, usize, &[usize])),
-) -> impl Iterator<Item = Chunk> {
+///
+/// # Arguments
+///
+/// - `few` - rows whose tasks have more than one pair of panels.
+fn chunks_of(mlp: usize, start: usize, rows: usize, few: usize) -> impl Iterator<Item = Chunk> {
     // Equal parts, rather than full ones and a rest.
-    let (rows, parts) = (slots.len(), slots.len().div_ceil(CHUNK));
+    let parts = rows.div_ceil(CHUNK);
     (0..parts).map(move |part| {
         let (first, end) = (part * rows / parts, (part + 1) * rows / parts);
+        let rows = end - first;
         Chunk {
             mlp,
             start: start + first,
-            rows: end - first,
-            span: 1,
+            rows,
+            span: if rows <= few { MAX_SPAN } else { 1 },
         }
     })
 }

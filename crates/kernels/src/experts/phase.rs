@@ -1,20 +1,31 @@
 //! Steps that all threads take together.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::team::wait;
 
-/// The tasks of a step. Each thread has a run of them, so that it reads memory in order, and takes
+/// The units of a step. Each thread has a run of them, so that it reads memory in order, and takes
 /// from those of others when its own is done; a thread that comes late finds the others further on,
 /// so that no number of threads is waited for.
+///
+/// A task is several units, and fewer towards the end of a run, so that the threads end at the same
+/// time (guided self-scheduling, Polychronopoulos and Kuck 1987).
 #[derive(Debug)]
 pub(super) struct Phase {
-    /// For each part, the tasks up to its end.
-    ends: Vec<usize>,
-    /// For each thread, the next task of its run.
+    parts: Vec<Part>,
+    /// For each thread, the next unit of its run.
     next: Vec<Counter>,
     done: Counter,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// Units of this part and those before.
+    end: usize,
+    /// Units that a task may have.
+    most: usize,
 }
 
 /// Has its cache line to itself.
@@ -22,25 +33,25 @@ pub(super) struct Phase {
 #[repr(align(64))]
 struct Counter(AtomicUsize);
 
-/// Task `index` of part `part`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Some units of a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Task {
     pub(super) part: usize,
-    pub(super) index: usize,
+    pub(super) units: Range<usize>,
 }
 
 impl Phase {
     /// # Arguments
     ///
-    /// - `counts` - tasks of each part.
+    /// - `parts` - the units of each part, and how many of them a task may have.
     /// - `members` - threads that have a run of them.
-    pub(super) fn new(counts: impl Iterator<Item = usize>, members: usize) -> Self {
-        let ends = counts.scan(0_usize, |end, count| {
-            *end += count;
-            Some(*end)
+    pub(super) fn new(parts: impl Iterator<Item = (usize, usize)>, members: usize) -> Self {
+        let parts = parts.scan(0_usize, |end, (units, most)| {
+            *end += units;
+            Some(Part { end: *end, most })
         });
         let mut phase = Self {
-            ends: ends.collect(),
+            parts: parts.collect(),
             next: Vec::new(),
             done: Counter::default(),
         };
@@ -52,37 +63,47 @@ impl Phase {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.ends.last().copied().unwrap_or(0)
+        self.parts.last().map_or(0, |part| part.end)
     }
 
-    /// The first task of the run of a thread.
+    /// The first unit of the run of a thread.
     fn edge(&self, member: usize) -> usize {
         self.len() * member / self.next.len()
     }
 
     /// The task that a thread will take next of its own run, unless another one does.
     pub(super) fn next(&self, member: usize) -> Option<Task> {
-        let next = self.next[member].0.load(Ordering::Relaxed);
-        (next < self.edge(member + 1)).then(|| self.task(next))
+        self.task(self.next[member].0.load(Ordering::Relaxed), member)
     }
 
     fn claim(&self, member: usize) -> Option<Task> {
         let members = self.next.len();
         (member..members).chain(0..member).find_map(|of| {
-            self.next(of)?;
-            let task = self.next[of].0.fetch_add(1, Ordering::Relaxed);
-            (task < self.edge(of + 1)).then(|| self.task(task))
+            let mut claimed = None;
+            let next = &self.next[of].0;
+            let _ends = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unit| {
+                claimed = self.task(unit, of);
+                claimed.as_ref().map(|task| unit + task.units.len())
+            });
+            claimed
         })
     }
 
-    /// A task by its place among all.
-    fn task(&self, task: usize) -> Task {
-        let part = self.ends.partition_point(|&end| end <= task);
-        let start = part.checked_sub(1).map_or(0, |before| self.ends[before]);
-        Task {
-            part,
-            index: task - start,
+    /// The task that begins with a unit, by its place among all, of the run of a thread.
+    fn task(&self, unit: usize, member: usize) -> Option<Task> {
+        let left = self.edge(member + 1).saturating_sub(unit);
+        if left == 0 {
+            return None;
         }
+        let part = self.parts.partition_point(|part| part.end <= unit);
+        let start = part.checked_sub(1).map_or(0, |part| self.parts[part].end);
+        let Part { end, most } = self.parts[part];
+        let len = (left / 2).clamp(1, most).min(end - unit);
+        let first = unit - start;
+        Some(Task {
+            part,
+            units: first..first + len,
+        })
     }
 
     /// Does tasks until none is left, then waits for those of other threads. Tells whether all are
@@ -96,8 +117,9 @@ impl Phase {
         mut work: impl FnMut(Task, Option<Task>),
     ) -> bool {
         while let Some(task) = self.claim(member) {
+            let units = task.units.len();
             work(task, self.next(member));
-            self.done.0.fetch_add(1, Ordering::Release);
+            self.done.0.fetch_add(units, Ordering::Release);
         }
         let all_done = || self.done.0.load(Ordering::Acquire) >= self.len();
         wait(None, || all_done() || failed.load(Ordering::Relaxed));
@@ -123,8 +145,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_task_is_done_once_and_before_the_next_step() {
-        let counts = [3, 0, 5, 1, 0];
+    fn every_unit_is_done_once_and_before_the_next_step() {
+        let counts = [(3, 1), (0, 1), (25, 4), (1, 2), (0, 4)];
         let phases = [(); 3].map(|()| Phase::new(counts.into_iter(), 3));
         let failed = AtomicBool::new(false);
         let log = Mutex::new(Vec::new());
@@ -144,16 +166,31 @@ mod tests {
         let log = log.into_inner().unwrap();
         assert!(log.windows(2).all(|w| w[0].0 <= w[1].0));
         for step in 0..3 {
-            let mut tasks: Vec<_> = log.iter().filter(|(s, _)| *s == step).collect();
-            tasks.sort_unstable_by_key(|(_, t)| (t.part, t.index));
-            let expected = (0..5).flat_map(|part| (0..counts[part]).map(move |i| (part, i)));
-            assert!(tasks.iter().map(|(_, t)| (t.part, t.index)).eq(expected));
+            let tasks = log.iter().filter(|(s, _)| *s == step).map(|(_, task)| task);
+            assert!(tasks.clone().all(|t| t.units.len() <= counts[t.part].1));
+            let units = |t: &Task| t.units.clone().map(|unit| (t.part, unit)).collect();
+            let mut done: Vec<_> = tasks.flat_map::<Vec<_>, _>(units).collect();
+            done.sort_unstable();
+            let expected = (0..5).flat_map(|part| (0..counts[part].0).map(move |i| (part, i)));
+            assert!(done.into_iter().eq(expected));
         }
     }
 
     #[test]
+    fn tasks_are_smaller_at_the_end_of_a_run() {
+        let phase = Phase::new([(6, 4), (13, 4)].into_iter(), 1);
+        let lens: Vec<_> = std::iter::from_fn(|| phase.claim(0))
+            .map(|task| (task.part, task.units.len()))
+            .collect();
+        assert_eq!(
+            lens,
+            [(0, 4), (0, 2), (1, 4), (1, 4), (1, 2), (1, 1), (1, 1), (1, 1)]
+        );
+    }
+
+    #[test]
     fn nobody_waits_for_a_thread_that_failed() {
-        let phase = Phase::new([2].into_iter(), 1);
+        let phase = Phase::new([(2, 1)].into_iter(), 1);
         let failed = AtomicBool::new(false);
         let result = thread::scope(|scope| {
             let failing = scope.spawn(|| {

@@ -49,10 +49,10 @@ impl<'a> Work<'a> {
         out: Shared<'a, f32>,
         members: usize,
     ) -> Self {
-        let phase = |tasks: &dyn Fn(&Chunk, &MlpPlan<'a>) -> usize| {
+        let phase = |units: &dyn Fn(&Chunk, &MlpPlan<'a>) -> (usize, usize)| {
             let chunks = job.chunks.iter();
-            let counts = chunks.map(|chunk| tasks(chunk, &job.mlps[chunk.mlp]));
-            Phase::new(counts, members)
+            let parts = chunks.map(|chunk| units(chunk, &job.mlps[chunk.mlp]));
+            Phase::new(parts, members)
         };
         let tiles = |chunk: &Chunk| Tiles::new(chunk.rows, job.isa.max_rows()).len();
         let (positions, sums) = match job.outputs {
@@ -70,10 +70,10 @@ impl<'a> Work<'a> {
             terms,
             out,
             positions,
-            w13: phase(&|chunk, mlp| chunk.tasks(mlp.w13_pairs())),
-            quantize: phase(&|chunk, mlp| mlp.down.quant.map_or(0, |_| tiles(chunk))),
-            w2: phase(&|chunk, mlp| chunk.tasks(mlp.w2_pairs())),
-            sum: Phase::new([sums].into_iter(), members),
+            w13: phase(&|chunk, mlp| (mlp.w13_pairs(), chunk.span)),
+            quantize: phase(&|chunk, mlp| (mlp.down.quant.map_or(0, |_| tiles(chunk)), 1)),
+            w2: phase(&|chunk, mlp| (mlp.w2_pairs(), chunk.span)),
+            sum: Phase::new([(sums, 1)].into_iter(), members),
             failed: AtomicBool::new(false),
         }
     }
@@ -97,31 +97,29 @@ impl<'a> Work<'a> {
         let done = done
             && self
                 .quantize
-                .run(member, failed, |task, _| self.quantize(scratch, task));
+                .run(member, failed, |task, _| self.quantize(scratch, &task));
         let done = done
             && self.w2.run(member, failed, |task, next| {
                 let next = next.map(|next| self.w2_panels(next));
                 self.w2(scratch, task, next.unwrap_or_default());
             });
         // Otherwise the call ends with the panic of another thread.
-        let _done = done && self.sum.run(member, failed, |task, _| self.sum(task.index));
+        let _done = done && self.sum.run(member, failed, |task, _| self.sum(task.units.start));
     }
 
     /// The first panels of a task.
     fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {
-        let (chunk, mlp, _) = self.chunk(task);
-        let pairs = chunk.pairs(task.index, mlp.w13_pairs());
-        Streams::w13(mlp, pairs).steps().next().unwrap_or_default()
+        let (_, mlp, _) = self.chunk(&task);
+        Streams::w13(mlp, task.units).steps().next().unwrap_or_default()
     }
 
     /// The first panels of a task.
     fn w2_panels(&self, task: Task) -> Panels<'_, 'a> {
-        let (chunk, mlp, _) = self.chunk(task);
-        let pairs = chunk.pairs(task.index, mlp.w2_pairs());
-        Streams::w2(mlp, pairs).steps().next().unwrap_or_default()
+        let (_, mlp, _) = self.chunk(&task);
+        Streams::w2(mlp, task.units).steps().next().unwrap_or_default()
     }
 
-    fn chunk(&self, task: Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
+    fn chunk(&self, task: &Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
         let chunk = &self.job.chunks[task.part];
         let tiles = Tiles::new(chunk.rows, self.job.isa.max_rows());
         (chunk, &self.job.mlps[chunk.mlp], tiles)
@@ -134,7 +132,7 @@ impl<'a> Work<'a> {
 
     /// Some columns of gate and up, and the activation.
     fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, 'a>) {
-        let (chunk, mlp, tiles) = self.chunk(task);
+        let (chunk, mlp, tiles) = self.chunk(&task);
         if scratch.packed_part != Some(task.part) {
             self.pack(scratch, chunk, mlp, tiles);
             scratch.packed_part = Some(task.part);
@@ -146,7 +144,7 @@ impl<'a> Work<'a> {
             ..
         } = scratch;
         let inputs = self.sources(mlp).map(|source| &*packed[source]);
-        let pairs = chunk.pairs(task.index, mlp.w13_pairs());
+        let pairs = task.units;
         let streams = Streams::w13(mlp, pairs.clone());
         let sums = &mut sums[..pairs.len() * chunk.rows * SUMS];
         self.multiply(&streams, inputs, tiles, sums, block, next);
@@ -255,9 +253,10 @@ impl<'a> Work<'a> {
 
     /// Quantizes the inputs of w2 of a tile, which [`Self::activate`] has written row by row, and
     /// puts their units side by side.
-    fn quantize(&self, scratch: &mut Scratch<'_>, task: Task) {
+    fn quantize(&self, scratch: &mut Scratch<'_>, task: &Task) {
         let (chunk, mlp, tiles) = self.chunk(task);
-        let Some((quant, (first, rows))) = mlp.down.quant.zip(tiles.iter().nth(task.index)) else {
+        let tile = tiles.iter().nth(task.units.start);
+        let Some((quant, (first, rows))) = mlp.down.quant.zip(tile) else {
             return;
         };
         let units = mlp.down.units();
@@ -292,12 +291,12 @@ impl<'a> Work<'a> {
 
     /// Some columns of w2.
     fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, 'a>) {
-        let (chunk, mlp, tiles) = self.chunk(task);
+        let (chunk, mlp, tiles) = self.chunk(&task);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
         // SAFETY: the steps that write these are done.
         let input = unsafe { self.intermediate.part(start, chunk.rows * units) };
-        let pairs = chunk.pairs(task.index, mlp.w2_pairs());
+        let pairs = task.units;
         let Scratch { sums, block, .. } = scratch;
         let sums = &mut sums[..pairs.len() * chunk.rows * SUMS];
         for pair in pairs.clone() {

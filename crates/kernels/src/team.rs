@@ -65,7 +65,8 @@ impl Team {
     ///
     /// - `threads` - those that work on a call, the calling one included.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
-        Ok(Self::start(threads)?.0)
+        let (team, helpers) = Self::start(threads)?;
+        Ok(team.placed(Affinity::free(helpers)))
     }
 
     /// One whose helpers each keep to a CPU of their own.
@@ -74,10 +75,13 @@ impl Team {
     ///
     /// As [`Team::new`], or if there are fewer CPUs than threads.
     pub(crate) fn bound(threads: usize) -> io::Result<Self> {
-        let (mut team, helpers) = Self::start(threads)?;
-        *team.turn.get_mut().unwrap_or_else(PoisonError::into_inner) =
-            Some(Affinity::new(helpers)?);
-        Ok(team)
+        let (team, helpers) = Self::start(threads)?;
+        Ok(team.placed(Some(Affinity::bound(helpers)?)))
+    }
+
+    fn placed(mut self, affinity: Option<Affinity>) -> Self {
+        *self.turn.get_mut().unwrap_or_else(PoisonError::into_inner) = affinity;
+        self
     }
 
     fn start(threads: usize) -> io::Result<(Self, Vec<ThreadId>)> {

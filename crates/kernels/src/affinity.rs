@@ -183,7 +183,10 @@ mod tests {
         let all = cpus().len();
         let free = |id| Affinity::free(vec![id]);
         move_about(free, |cpu, its| {
-            assert!(its.count() as usize == all - 1 && !its.is_set(cpu), "{its:?}");
+            assert!(
+                its.count() as usize == all - 1 && !its.is_set(cpu),
+                "{its:?}"
+            );
         });
     }
 

@@ -159,32 +159,35 @@ pub(crate) struct Grouped {
 impl Grouped {
     /// Counting sort; checks the ids.
     pub(crate) fn new(batch: &ExpertBatch<'_>, num_local: usize) -> Result<Self, KernelError> {
-        let mut offsets = vec![0_usize; num_local + 1];
+        // Those of an expert are counted two places further on, then its next slot goes where the place
+        // before says, which so becomes the end of the expert.
+        let mut offsets = vec![0_usize; num_local + 2];
         for (slot, &id) in batch.local_ids.iter().enumerate() {
             let Ok(expert) = usize::try_from(id) else {
                 continue;
             };
-            let count = offsets
-                .get_mut(expert + 1)
-                .ok_or_else(|| KernelError::LocalId {
+            if expert >= num_local {
+                return Err(KernelError::LocalId {
                     id,
                     row: slot / batch.top_k.max(1),
                     slot: slot % batch.top_k.max(1),
                     num_local,
-                })?;
-            *count += 1;
+                });
+            }
+            offsets[expert + 2] += 1;
         }
         for expert in 0..num_local {
-            offsets[expert + 1] += offsets[expert];
+            offsets[expert + 2] += offsets[expert + 1];
         }
-        let mut next = offsets.clone();
-        let mut slots = vec![0; offsets[num_local]];
+        let mut slots = vec![0; offsets[num_local + 1]];
         for (slot, &id) in batch.local_ids.iter().enumerate() {
-            if let Some(next) = usize::try_from(id).ok().and_then(|e| next.get_mut(e)) {
+            if let Ok(expert) = usize::try_from(id) {
+                let next = &mut offsets[expert + 1];
                 slots[*next] = slot;
                 *next += 1;
             }
         }
+        offsets.truncate(num_local + 1);
         Ok(Self { offsets, slots })
     }
 
@@ -199,7 +202,7 @@ impl Grouped {
     }
 
     /// Experts that have rows, each with the position of its first slot and its slots.
-    pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, usize, &[usize])> {
+    pub(crate) fn experts(&self) -> impl Iterator<Item = (usize, usize, &[usize])> + Clone {
         self.offsets
             .windows(2)
             .enumerate()

@@ -5,7 +5,7 @@ use moekit_quant::ActivationQuant;
 
 use super::plan::linear_input;
 use super::{LinearView, MlpView};
-use crate::batch::ExpertBatch;
+use crate::batch::{ExpertBatch, Grouped};
 use crate::formats::{Input, Quantize, int8_units};
 use crate::prepared::FEATURES;
 use crate::rows::{Rows, Widen, with_rows};
@@ -57,12 +57,10 @@ impl QuantizedRow {
 }
 
 impl InputPlan {
-    /// The ids of the batch must have been checked.
-    ///
     /// # Arguments
     ///
     /// - `experts` - those that have rows.
-    pub(super) fn new(experts: &[Option<MlpView<'_>>], batch: &ExpertBatch<'_>) -> Self {
+    pub(super) fn new(experts: &[MlpView<'_>], grouped: &Grouped, batch: &ExpertBatch<'_>) -> Self {
         let mode = batch.activation_quant();
         let quant = |linear: &LinearView<'_>| {
             let quant = mode.input_quant(linear.input_quant)?;
@@ -70,17 +68,20 @@ impl InputPlan {
         };
         let schemes = |e: &MlpView<'_>| [e.gate.as_ref().and_then(quant), quant(&e.up)];
         let mut plan = Self::default();
-        if experts.iter().flatten().all(|e| schemes(e) == [None; 2]) {
-            return plan;
+        let mut of_slots = Vec::new();
+        for (expert, (_, _, slots)) in experts.iter().zip(grouped.experts()) {
+            let schemes = schemes(expert);
+            if schemes != [None; 2] {
+                of_slots.resize(batch.local_ids().len(), [None; 2]);
+                slots.iter().for_each(|&slot| of_slots[slot] = schemes);
+            }
         }
         let top_k = batch.top_k().max(1);
-        for (row, ids) in batch.local_ids().chunks(top_k).enumerate() {
+        for (row, schemes) in of_slots.chunks(top_k).enumerate() {
             let first = plan.rows.len();
-            for (slot, &id) in ids.iter().enumerate() {
-                let expert = usize::try_from(id).ok();
-                let expert = expert.and_then(|e| experts.get(e)?.as_ref());
+            for (slot, schemes) in schemes.iter().enumerate() {
                 let weight = batch.input_weight(row * top_k + slot);
-                let inputs = expert.map_or([None; 2], schemes).map(|scheme| {
+                let inputs = schemes.map(|scheme| {
                     let (quant, input) = scheme?;
                     let row = QuantizedRow {
                         row,

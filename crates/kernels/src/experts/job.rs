@@ -72,18 +72,14 @@ impl<'a> Job<'a> {
     ) -> Result<Self, KernelError> {
         let grouped = Grouped::new(batch, experts.len())?;
         // Experts without rows stay out of it: what describes them need not come into a cache.
-        let mut views = vec![None::<MlpView<'_>>; experts.len()];
-        for (expert, ..) in grouped.experts() {
-            views[expert] = Some(experts.mlp(expert));
-        }
-        let used = views.iter().enumerate();
-        let used = used.filter_map(|(expert, view)| Some((expert, view.as_ref()?)));
-        check_experts(used, batch.hidden_size(), activation)?;
+        let used = grouped.experts().map(|(expert, ..)| expert);
+        let views: Vec<MlpView<'_>> = used.clone().map(|expert| experts.mlp(expert)).collect();
+        check_experts(used.zip(&views), batch.hidden_size(), activation)?;
         let isa = kernel.isa()?;
-        let inputs = InputPlan::new(&views, batch);
+        let inputs = InputPlan::new(&views, &grouped, batch);
         let narrow = matches!(batch.hidden(), Rows::Bf16(_));
         let plan = |view| MlpPlan::new(view, narrow, batch.activation_quant());
-        let mlps: Vec<MlpPlan<'_>> = views.iter().flatten().map(plan).collect();
+        let mlps: Vec<MlpPlan<'_>> = views.iter().map(plan).collect();
         let few = isa.max_rows_of_two();
         let chunks: Vec<Chunk> = grouped
             .experts()

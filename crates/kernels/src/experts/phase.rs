@@ -28,10 +28,12 @@ struct Part {
     most: usize,
 }
 
-/// Has its cache line to itself.
+/// Shares its cache line with no other one, without the cost of aligned memory.
 #[derive(Debug, Default)]
-#[repr(align(64))]
-struct Counter(AtomicUsize);
+struct Counter {
+    count: AtomicUsize,
+    _line: [usize; 7],
+}
 
 /// Some units of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +59,7 @@ impl Phase {
         };
         phase.next.resize_with(members.max(1), Counter::default);
         for member in 0..members {
-            *phase.next[member].0.get_mut() = phase.edge(member);
+            *phase.next[member].count.get_mut() = phase.edge(member);
         }
         phase
     }
@@ -73,14 +75,14 @@ impl Phase {
 
     /// The task that a thread will take next of its own run, unless another one does.
     pub(super) fn next(&self, member: usize) -> Option<Task> {
-        self.task(self.next[member].0.load(Ordering::Relaxed), member)
+        self.task(self.next[member].count.load(Ordering::Relaxed), member)
     }
 
     fn claim(&self, member: usize) -> Option<Task> {
         let members = self.next.len();
         (member..members).chain(0..member).find_map(|of| {
             let mut claimed = None;
-            let next = &self.next[of].0;
+            let next = &self.next[of].count;
             let _ends = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unit| {
                 claimed = self.task(unit, of);
                 claimed.as_ref().map(|task| unit + task.units.len())
@@ -119,9 +121,9 @@ impl Phase {
         while let Some(task) = self.claim(member) {
             let units = task.units.len();
             work(task, self.next(member));
-            self.done.0.fetch_add(units, Ordering::Release);
+            self.done.count.fetch_add(units, Ordering::Release);
         }
-        let all_done = || self.done.0.load(Ordering::Acquire) >= self.len();
+        let all_done = || self.done.count.load(Ordering::Acquire) >= self.len();
         wait(None, || all_done() || failed.load(Ordering::Relaxed));
         all_done()
     }
@@ -184,7 +186,16 @@ mod tests {
             .collect();
         assert_eq!(
             lens,
-            [(0, 4), (0, 2), (1, 4), (1, 4), (1, 2), (1, 1), (1, 1), (1, 1)]
+            [
+                (0, 4),
+                (0, 2),
+                (1, 4),
+                (1, 4),
+                (1, 2),
+                (1, 1),
+                (1, 1),
+                (1, 1)
+            ]
         );
     }
 

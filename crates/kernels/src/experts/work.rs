@@ -104,19 +104,28 @@ impl<'a> Work<'a> {
                 self.w2(scratch, task, next.unwrap_or_default());
             });
         // Otherwise the call ends with the panic of another thread.
-        let _done = done && self.sum.run(member, failed, |task, _| self.sum(task.units.start));
+        let _done = done
+            && self
+                .sum
+                .run(member, failed, |task, _| self.sum(task.units.start));
     }
 
     /// The first panels of a task.
     fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {
         let (_, mlp, _) = self.chunk(&task);
-        Streams::w13(mlp, task.units).steps().next().unwrap_or_default()
+        Streams::w13(mlp, task.units)
+            .steps()
+            .next()
+            .unwrap_or_default()
     }
 
     /// The first panels of a task.
     fn w2_panels(&self, task: Task) -> Panels<'_, 'a> {
         let (_, mlp, _) = self.chunk(&task);
-        Streams::w2(mlp, task.units).steps().next().unwrap_or_default()
+        Streams::w2(mlp, task.units)
+            .steps()
+            .next()
+            .unwrap_or_default()
     }
 
     fn chunk(&self, task: &Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {

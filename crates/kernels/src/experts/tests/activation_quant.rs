@@ -8,6 +8,7 @@ use super::super::activate::tests::activated;
 use super::super::inputs::InputPlan;
 use super::*;
 use crate::ActivationQuantMode;
+use crate::batch::Grouped;
 
 const F8: ActivationFormat = ActivationFormat::F8E4M3;
 const I8: ActivationFormat = ActivationFormat::I8;
@@ -354,8 +355,9 @@ fn equal_inputs_are_quantized_once() {
             .with_router_weight(place(on_input))
             .with_activation_quant(ActivationQuantMode::Emulate);
         let experts = ExpertSet::from(experts);
-        let experts: Vec<_> = (0..experts.len()).map(|e| Some(experts.mlp(e))).collect();
-        InputPlan::new(&experts, &batch).len()
+        let grouped = Grouped::new(&batch, experts.len()).unwrap();
+        let used = grouped.experts().map(|(e, ..)| experts.mlp(e));
+        InputPlan::new(&used.collect::<Vec<_>>(), &grouped, &batch).len()
     };
     let per_token = |format| Some(ActivationQuant::PerToken { format });
     let alike = with_schemes(&plain, |_, _| per_token(F8));

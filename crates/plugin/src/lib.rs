@@ -5,6 +5,7 @@
 //! nothing refers to, so a binary that uses a plugin names its descriptor at run time with
 //! [`link_plugins!`].
 
+mod description;
 mod descriptor;
 mod registry;
 
@@ -27,7 +28,9 @@ pub mod __private {
     /// A schema of a derived type always serializes; if a hand-written one does not, the schema is
     /// `null` rather than a panic in whoever lists the plugins.
     pub fn schema<T: schemars::JsonSchema>() -> serde_json::Value {
-        serde_json::to_value(schemars::schema_for!(T)).unwrap_or_default()
+        let mut schema = serde_json::to_value(schemars::schema_for!(T)).unwrap_or_default();
+        crate::description::without_code(&mut schema);
+        schema
     }
 }
 

@@ -92,7 +92,7 @@ impl FromStr for Engine {
 /// use moekit_eval::engine_file::ModelLayers;
 ///
 /// // DeepSeek-V3: 61 layers, the first three are dense.
-/// let layers = ModelLayers::new(61, (3..61).collect())?;
+/// let layers = ModelLayers::moe_from(3, 61)?;
 /// assert_eq!(layers.moe_layers().len(), 58);
 /// # Ok::<(), moekit_eval::EvalError>(())
 /// ```
@@ -102,13 +102,18 @@ pub struct ModelLayers {
     moe_layers: Vec<usize>,
 }
 
+/// The most layers of a model. Some engines want a row for each.
+const MAX_LAYERS: usize = 1 << 16;
+
 impl ModelLayers {
     /// `num_layers` layers, of which `moe_layers` are MoE layers.
     ///
     /// # Errors
     ///
-    /// If the MoE layers are not ascending, or one is not below `num_layers`.
+    /// If the MoE layers are not ascending, or one is not below `num_layers`, or there are more than
+    /// 2^16 layers.
     pub fn new(num_layers: usize, moe_layers: Vec<usize>) -> Result<Self, EvalError> {
+        Self::check(num_layers)?;
         let ascending = moe_layers.is_sorted_by(|a, b| a < b);
         if !ascending || moe_layers.last().is_some_and(|&last| last >= num_layers) {
             return Err(EvalError::setting(
@@ -123,11 +128,34 @@ impl ModelLayers {
         })
     }
 
-    /// A model all of whose layers are MoE layers.
-    pub fn all_moe(num_layers: usize) -> Self {
-        Self {
+    /// `num_layers` layers, which are MoE layers from `first` on.
+    ///
+    /// # Errors
+    ///
+    /// If `first` is above `num_layers`, or there are more than 2^16 layers.
+    pub fn moe_from(first: usize, num_layers: usize) -> Result<Self, EvalError> {
+        Self::check(num_layers)?;
+        if first > num_layers {
+            return Err(EvalError::setting(
+                "the first MoE layer",
+                first,
+                format!("at most {num_layers}, the layers of the model"),
+            ));
+        }
+        Ok(Self {
             num_layers,
-            moe_layers: (0..num_layers).collect(),
+            moe_layers: (first..num_layers).collect(),
+        })
+    }
+
+    fn check(num_layers: usize) -> Result<(), EvalError> {
+        match num_layers {
+            0..=MAX_LAYERS => Ok(()),
+            _ => Err(EvalError::setting(
+                "the number of layers of the model",
+                num_layers,
+                format!("at most {MAX_LAYERS}"),
+            )),
         }
     }
 

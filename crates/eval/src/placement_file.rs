@@ -14,8 +14,13 @@ use crate::{EvalError, file};
 pub fn read(path: impl AsRef<Path>) -> Result<ModelPlacement, EvalError> {
     let path = path.as_ref();
     let bytes = file::read(path)?;
-    let file: PlacementFile =
-        serde_json::from_slice(&bytes).map_err(|error| EvalError::content(path, error))?;
+    let file: PlacementFile = serde_json::from_slice(&bytes).map_err(|error| {
+        let message = format!(
+            "no placement of the format `{}`: {error}",
+            PlacementFile::FORMAT
+        );
+        EvalError::content(path, message)
+    })?;
     ModelPlacement::try_from(file).map_err(|error| EvalError::content(path, error))
 }
 
@@ -49,6 +54,7 @@ mod tests {
 
         for (text, part) in [
             ("{", "EOF"),
+            ("[[1, 2]]", "no placement of the format `moekit-placement`"),
             ("{\"format\":\"x\"}", "missing field"),
             (
                 r#"{"format":"moekit-placement","version":1,"num_logical_experts":2,"num_ranks":1,

@@ -266,7 +266,7 @@ proptest! {
 #[test]
 fn broken_rules_are_named() {
     let says = |engine, placement: &ModelPlacement, parts: [&str; 2]| {
-        let layers = ModelLayers::all_moe(placement.num_layers());
+        let layers = ModelLayers::moe_from(0, placement.num_layers()).unwrap();
         let error = to_text(engine, placement, &layers).unwrap_err();
         assert!(matches!(error, EvalError::Engine { .. }), "{error:?}");
         let error = error.to_string();
@@ -313,15 +313,33 @@ fn broken_rules_are_named() {
 #[test]
 fn uneven_ranks_without_replicas_suit_vllm() {
     let placement = model(&[&[&[2, 0, 1], &[3]]], 4);
-    let text = to_text(Engine::Vllm, &placement, &ModelLayers::all_moe(1)).unwrap();
+    let text = to_text(
+        Engine::Vllm,
+        &placement,
+        &ModelLayers::moe_from(0, 1).unwrap(),
+    )
+    .unwrap();
     assert_eq!(text, "{\"expert_to_ep_rank\":[0,0,0,1]}\n");
 }
 
 #[test]
 fn layers_of_the_model_are_checked() {
     let placement = model(&[&[&[0]]], 1);
-    let error = to_text(Engine::Sglang, &placement, &ModelLayers::all_moe(2)).unwrap_err();
+    let error = to_text(
+        Engine::Sglang,
+        &placement,
+        &ModelLayers::moe_from(0, 2).unwrap(),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("is 2, expected 1"), "{error}");
+    for (first, layers, said) in [
+        (3, 2, "the first MoE layer is 3, expected at most 2"),
+        (0, usize::MAX, "expected at most 65536"),
+        (usize::MAX - 1, usize::MAX, "expected at most 65536"),
+    ] {
+        let error = ModelLayers::moe_from(first, layers).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
     for moe in [vec![1, 0], vec![0, 0], vec![0, 2]] {
         let error = ModelLayers::new(2, moe.clone()).unwrap_err().to_string();
         assert!(error.contains(&format!("{moe:?}")), "{error}");
@@ -358,7 +376,7 @@ fn files_are_written() {
         &path,
         Engine::VllmAscend,
         &placement,
-        &ModelLayers::all_moe(1),
+        &ModelLayers::moe_from(0, 1).unwrap(),
     )
     .unwrap();
     vllm_ascend::check(&std::fs::read_to_string(&path).unwrap(), &placement);

@@ -281,7 +281,10 @@ fn bad_npy_is_refused_before_anything_is_allocated() {
             header("'<f8'", "(16384, 16384)"),
             &["needs at least 268435456 bytes", "64"],
         ),
-        (header("'<f8'", "(3, 3)"), &["fill whole buffer"]),
+        (
+            header("'<f8'", "(3, 3)"),
+            &["ends before the last number", "[3, 3]", "'<f8'"],
+        ),
         (header("'<f8'", "(0, 3)"), &["shape [0, 3]"]),
         (
             header("'<c16'", "(2, 2)"),
@@ -363,6 +366,13 @@ fn names_and_contents_must_agree() {
         &["`.txt`", ".json, .csv, .npy, .safetensors, .pt"],
     );
     assert_says(&error_of("load", "[[1]]"), &["(none)", ".json"]);
+    // What is only read is not offered to who writes.
+    let load = LoadFile::from(ExpertLoad::from_rows(&[[1.0]]).unwrap());
+    let error = load_file::write("x.txt", &load).unwrap_err().to_string();
+    assert!(
+        error.ends_with("known are .json, .csv, .npy, .safetensors"),
+        "{error}"
+    );
     assert_says(
         &error_of("x.json", npy("{}")),
         &["the name says JSON, the content is npy"],

@@ -4,7 +4,7 @@ use clap::Args;
 use moekit::eval::engine_file::{self, Engine, ModelLayers};
 use moekit::eval::placement_file;
 
-use crate::error::{CliError, Result};
+use crate::error::Result;
 use crate::output::print_line;
 
 /// Arguments of `moekit export`.
@@ -33,12 +33,7 @@ impl Export {
         let engine: Engine = self.engine.parse()?;
         let num_layers = self.model_layers.unwrap_or(placement.num_layers());
         let first = self.first_moe_layer.unwrap_or(0);
-        if num_layers < first {
-            return Err(CliError::usage(format!(
-                "`--first-moe-layer {first}` is not one of {num_layers} layers"
-            )));
-        }
-        let layers = ModelLayers::new(num_layers, (first..num_layers).collect())?;
+        let layers = ModelLayers::moe_from(first, num_layers)?;
         match &self.out {
             Some(path) => Ok(engine_file::write(path, engine, &placement, &layers)?),
             None => print_line(engine_file::to_text(engine, &placement, &layers)?.trim_end()),

@@ -107,7 +107,10 @@ impl Format {
         ("pth", Self::Torch),
     ];
 
-    fn of(path: &Path) -> Result<Self, EvalError> {
+    /// # Arguments
+    ///
+    /// - `usable` - what an error lists.
+    fn of(path: &Path, usable: fn(Self) -> bool) -> Result<Self, EvalError> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         Self::EXTENSIONS
             .into_iter()
@@ -116,7 +119,12 @@ impl Format {
             .ok_or_else(|| EvalError::Extension {
                 path: path.to_owned(),
                 extension: extension.map_or("(none)".to_owned(), |e| format!("`.{e}`")),
-                known: Self::EXTENSIONS.map(|(e, _)| format!(".{e}")).join(", "),
+                known: Self::EXTENSIONS
+                    .iter()
+                    .filter(|(_, format)| usable(*format))
+                    .map(|(extension, _)| format!(".{extension}"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
             })
     }
 
@@ -155,7 +163,7 @@ impl Format {
 /// says, or its numbers are no load: ragged, empty, negative, infinite or NaN.
 pub fn read(path: impl AsRef<Path>) -> Result<LoadFile, EvalError> {
     let (path, tensor) = split_name(path.as_ref());
-    let format = Format::of(&path)?;
+    let format = Format::of(&path, |_| true)?;
     if let (Some(name), Format::Json | Format::Csv | Format::Npy) = (&tensor, format) {
         let message = format!(
             "`#{name}` names a tensor, and {} has no names",
@@ -190,7 +198,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<LoadFile, EvalError> {
 /// If the extension is unknown or the file cannot be written.
 pub fn write(path: impl AsRef<Path>, load: &LoadFile) -> Result<(), EvalError> {
     let path = path.as_ref();
-    let bytes = match Format::of(path)? {
+    let bytes = match Format::of(path, |format| format != Format::Torch)? {
         Format::Json => json::write(load),
         Format::Csv => csv::write(load),
         Format::Npy => npy::write(load),

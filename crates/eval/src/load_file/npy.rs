@@ -1,5 +1,6 @@
 //! NumPy's array files.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use npyz::{DType, Deserialize, NpyFile, Order, TypeChar, WriterBuilder};
@@ -52,13 +53,20 @@ fn numbers<T: Deserialize>(
     file: NpyFile<&[u8]>,
     to_f64: impl Fn(T) -> f64,
 ) -> Result<Vec<f64>, EvalError> {
+    let (shape, dtype) = (file.shape().to_vec(), file.dtype().descr());
     let values = file
         .data::<T>()
         .map_err(|error| EvalError::content(path, error))?;
     values
         .map(|value| value.map(&to_f64))
         .collect::<Result<_, _>>()
-        .map_err(EvalError::io(path))
+        .map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => EvalError::content(
+                path,
+                format!("the file ends before the last number of shape {shape:?}, dtype {dtype}"),
+            ),
+            _ => EvalError::io(path)(error),
+        })
 }
 
 /// The shape, if the file is long enough for it. Asked before `npyz`, which multiplies the

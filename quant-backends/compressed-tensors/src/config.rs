@@ -98,6 +98,7 @@ impl Default for QuantizationArgs {
 /// Rows and columns of a block, in either spelling.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum Block {
     /// `[128, 128]`
     Sizes([usize; 2]),
@@ -121,6 +122,7 @@ impl Block {
 /// When scales are found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum Dynamic {
     /// With every token, or when the checkpoint was made.
     Flag(bool),

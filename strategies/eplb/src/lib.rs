@@ -25,6 +25,7 @@ const NAME: &str = "eplb";
 /// Whether replicas keep to the node of their expert group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Mode {
     /// Hierarchical if the model has expert groups and nodes divide them, else global; the choice
     /// that DeepSeek's, vLLM's and SGLang's code makes.
@@ -131,11 +132,14 @@ impl Eplb {
             request.topology().num_ranks(),
             request.topology().num_nodes(),
         );
-        if request.slots_per_rank().iter().any(|&n| n * ranks != slots) {
+        let per_rank = request.slots_per_rank().iter().copied();
+        let (least, most) = (per_rank.clone().min(), per_rank.max());
+        if least != most {
             return refuse(format!(
-                "needs the same number of slots on every rank, but {slots} slots on {ranks} ranks are {:?}; \
+                "needs the same number of slots on every rank, but {slots} slots on {ranks} ranks are {} to {} each; \
                  the next number of slots that ranks divide is {}",
-                request.slots_per_rank(),
+                least.unwrap_or(0),
+                most.unwrap_or(0),
                 slots.next_multiple_of(ranks)
             ));
         }
@@ -226,7 +230,7 @@ mod tests {
         };
         let error = message(Mode::Auto, 5, 1, None).unwrap_err();
         assert!(
-            error.contains("12 slots on 5 ranks are [3, 3, 2, 2, 2]") && error.contains("is 15"),
+            error.contains("12 slots on 5 ranks are 2 to 3 each") && error.contains("is 15"),
             "{error}"
         );
         let error = message(Mode::Hierarchical, 4, 2, None).unwrap_err();

@@ -10,6 +10,7 @@ use crate::PlacementError;
 
 /// A strategy of vLLM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpertPlacement {
     /// Contiguous experts per rank.
     Linear,

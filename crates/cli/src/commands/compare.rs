@@ -100,28 +100,7 @@ impl Compare {
             request = request.with_current(current, MigrationBudget::Unlimited)?;
         }
 
-        let mut plans = Vec::new();
-        let mut outcomes = Vec::new();
-        for name in names {
-            match options.plan(&name, &request) {
-                Ok((strategy, plan, seconds)) => {
-                    let report =
-                        PlanReport::of(&*strategy, &plan, &load, current.as_ref(), seconds)?;
-                    outcomes.push(Outcome::Plan(Box::new(report)));
-                    // Only a page shows the plans; the next one finds memory that is there already.
-                    if options.page.is_some() {
-                        plans.push((name, plan));
-                    }
-                }
-                Err(error) => outcomes.push(Outcome::Refused {
-                    strategy: name,
-                    error: error.to_string(),
-                }),
-            }
-        }
-        let report = Report {
-            strategies: outcomes,
-        };
+        let (report, plans) = options.plans(names, &request, &load)?;
         report.check()?;
         if let Some(path) = &options.page {
             page(path, &report, &plans, &load)?;
@@ -169,6 +148,35 @@ impl CompareOptions {
         };
         self.shape.group.check_among(&names)?;
         Ok(names)
+    }
+
+    /// What became of each strategy, and the plans that a page shows.
+    fn plans(
+        &self,
+        names: Vec<String>,
+        request: &PlacementRequest<'_>,
+        load: &ExpertLoad,
+    ) -> Result<(Report, Vec<(String, ModelPlacement)>)> {
+        let mut plans = Vec::new();
+        let mut strategies = Vec::new();
+        for name in names {
+            match self.plan(&name, request) {
+                Ok((strategy, plan, seconds)) => {
+                    let current = request.current();
+                    let report = PlanReport::of(&*strategy, &plan, load, current, seconds)?;
+                    strategies.push(Outcome::Plan(Box::new(report)));
+                    // Only a page shows the plans; the next one finds memory that is there already.
+                    if self.page.is_some() {
+                        plans.push((name, plan));
+                    }
+                }
+                Err(error) => strategies.push(Outcome::Refused {
+                    strategy: name,
+                    error: error.to_string(),
+                }),
+            }
+        }
+        Ok((Report { strategies }, plans))
     }
 
     fn plan(&self, name: &str, request: &PlacementRequest<'_>) -> Result<Planned> {

@@ -180,7 +180,17 @@ fn to_map(options: &impl Serialize) -> Result<Map<String, Value>> {
 }
 
 /// Keys that exclude each other: a flag replaces the other of the file too.
-const EXCLUSIVE: [[&str; 2]; 2] = [["slots", "redundant"], ["budget-slots", "budget-bytes"]];
+const EXCLUSIVE: [[&str; 2]; 9] = [
+    ["slots", "redundant"],
+    ["budget-slots", "budget-bytes"],
+    ["input", "tokens"],
+    ["input", "seed"],
+    ["placement", "experts"],
+    ["placement", "ranks"],
+    ["placement", "strategy"],
+    ["placement", "set"],
+    ["placement", "redundant"],
+];
 
 /// Lays flags over a configuration. Another strategy than the file's does not inherit its settings.
 fn overlay(config: &mut Map<String, Value>, flags: Map<String, Value>) {

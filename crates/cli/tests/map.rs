@@ -165,6 +165,28 @@ fn a_layer_of_a_placement() {
 }
 
 #[test]
+fn flags_and_a_file_may_say_what_excludes_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (load, placement, config) = (path("load.json"), path("p.json"), path("map.toml"));
+    std::fs::write(&load, "[[1, 2, 3, 4]]").unwrap();
+    stdout(&["plan", "--load", &load, "--ranks", "2", "--out", &placement]);
+    std::fs::write(&config, "experts = 8\nranks = 4\nstrategy = 'round_robin'").unwrap();
+    let report = json(&[
+        "map",
+        "--config",
+        &config,
+        "--placement",
+        &placement,
+        "--json",
+    ]);
+    assert_eq!(report["ranks"].as_array().unwrap().len(), 2);
+    std::fs::write(&config, "placement = 'p.json'").unwrap();
+    let report = json(&["map", "--config", &config, "--experts", "3", "--json"]);
+    assert_eq!(numbers(&report["replica_counts"]), [1, 1, 1]);
+}
+
+#[test]
 fn faults_are_named() {
     assert!(failure(&["map"]).contains("`--experts` is missing"));
     assert!(failure(&["map", "--experts", "0"]).contains("at least 1 logical expert, got 0"));

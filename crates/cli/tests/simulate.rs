@@ -360,7 +360,11 @@ fn simulations_side_by_side() {
         |args: &[&str]| failure(&[&["simulate", "--trace", text(&trace)], args].concat());
     assert!(simulate(&["--window", "0"]).contains("the window"));
     assert!(simulate(&["--window", "40"]).contains("the window"));
-    assert!(simulate(&["--selector", "best"]).contains("`best`"));
+    let error = simulate(&["--selector", "best"]);
+    assert!(
+        error.contains("`best`; known are equal, hash, row_hash"),
+        "{error}"
+    );
     let dump = directory.path().join("d.safetensors");
     let error = simulate(&[
         "--window",
@@ -432,6 +436,19 @@ fn placements_go_to_other_engines() {
         "vllm",
     ]);
     assert!(error.contains("vLLM"), "it cannot hold replicas: {error}");
+    let error = failure(&[
+        "export",
+        "--placement",
+        text(&placement),
+        "--engine",
+        "sglang",
+        "--model-layers",
+        "18446744073709551615",
+    ]);
+    assert!(
+        error.contains("the number of layers of the model is 18446744073709551615"),
+        "{error}"
+    );
     assert!(
         failure(&[
             "export",

@@ -158,7 +158,12 @@ fn split(name: &str) -> Result<Box<dyn TokenSplit>> {
         "waterfill" => return Ok(Box::new(WaterfillSplit::this_step(name))),
         "waterfill_previous" => return Ok(Box::new(WaterfillSplit::previous_step(name))),
         "hash" => ReplicaSelector::from_name("row_hash")?,
-        other => ReplicaSelector::from_name(other)?,
+        other => ReplicaSelector::from_name(other).map_err(|_| {
+            CliError::usage(format!(
+                "unknown selector `{name}`; known are equal, hash, {}",
+                ReplicaSelector::NAMES.join(", ")
+            ))
+        })?,
     };
     Ok(Box::new(SelectorSplit::new(name, selector, 1, 0)))
 }

@@ -17,12 +17,21 @@ pub(crate) fn print_json(document: &impl Serialize) -> Result<()> {
 
 /// Prints on stdout. A reader that went away (`moekit ... | head`) is no error.
 pub(crate) fn print_line(text: &str) -> Result<()> {
+    print_to_reader(text).map(|_| ())
+}
+
+/// The same, for what is printed as it comes: whether there still is a reader.
+pub(crate) fn print_to_reader(text: &str) -> Result<bool> {
     match writeln!(io::stdout().lock(), "{text}") {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CliError::file(Path::new("stdout"), e))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(CliError::file(Path::new("stdout"), e)),
     }
+}
+
+/// Says on stderr what stands beside the result. Without a reader there is nobody to tell.
+pub(crate) fn note(text: &str) {
+    io::stderr().write_all(text.as_bytes()).ok();
 }
 
 /// Writes a file whole or not at all.

@@ -13,6 +13,9 @@ use crate::error::{CliError, Result};
 /// The most tokens of a batch.
 pub(crate) const MOST_TOKENS: usize = 1 << 20;
 
+/// The most ranks that a command runs: each is a thread or a process.
+pub(crate) const MOST_RANKS: usize = 1 << 10;
+
 /// The EP group and the strategy.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -3,8 +3,9 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use assert_cmd::prelude::*;
 use common::live_report;
@@ -201,6 +202,23 @@ fn strategies_get_the_expert_groups_of_the_model() {
 fn an_error_that_repeats_ends_the_run() {
     let text = refused(live(&["--ranks", "2"]).env("MOEKIT_ISA", "foo"));
     assert!(text.contains("foo"), "{text}");
+}
+
+/// Had it gone on to the end, it would have failed there.
+#[test]
+fn nobody_to_read_the_steps_ends_the_run() {
+    let arguments = ["--ranks", "1", "--steps", "20000", "--resize", "20000:2"];
+    for comm in ["threads", "tcp"] {
+        let mut command = live(&arguments);
+        command.args(["--comm", comm]).stdout(Stdio::piped());
+        let mut run = command.spawn().unwrap();
+        let mut line = String::new();
+        let mut steps = BufReader::new(run.stdout.take().unwrap());
+        steps.read_line(&mut line).unwrap();
+        assert!(line.contains("\"step\":1,"), "{line}");
+        drop(steps);
+        assert!(run.wait().unwrap().success(), "{comm}");
+    }
 }
 
 #[test]

@@ -382,6 +382,25 @@ fn faults_are_named_and_nothing_is_half_written() {
     assert!(failure(&["plan", "--load", &load, "--out", &directory]).contains("missing"));
 }
 
+/// Beside the placement on stdout, the report is on stderr.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_that_nobody_reads_is_no_error() {
+    let files = Files::new();
+    let load = files.write("load.json", LOAD);
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let status = std::process::Command::new(assert_cmd::cargo::cargo_bin("moekit"))
+        .args(["plan", "--load", &load])
+        .stdout(std::process::Stdio::null())
+        .stderr(full)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
 #[test]
 fn strategies_describe_themselves() {
     let list = json(&["strategies", "list", "--json"]);
@@ -394,7 +413,9 @@ fn strategies_describe_themselves() {
     for name in ["eplb", "fixed", "linear", "round_robin"] {
         assert!(names.contains(&name), "{names:?}");
         assert!(stdout(&["strategies", "list"]).contains(name));
-        assert!(json(&["strategies", "schema", name]).is_object());
+        let schema = json(&["strategies", "schema", name]);
+        let description = schema["description"].as_str().unwrap();
+        assert!(!description.contains("```"), "{description}");
         let example = stdout(&["strategies", "example", name]);
         assert!(
             example.contains(&format!("strategy = \"{name}\"")),

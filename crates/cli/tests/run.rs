@@ -216,6 +216,43 @@ fn the_quickstart_runs() {
     );
 }
 
+/// The quickstart names tokens and a seed, which an input excludes.
+#[test]
+fn an_input_replaces_the_random_tokens_of_a_file() {
+    let input = example("qwen3_moe-tiny").join("reference.safetensors");
+    let report = json(&[
+        "run",
+        "examples/quickstart.toml",
+        "--input",
+        input.to_str().unwrap(),
+        "--json",
+    ]);
+    let given = tensors(&input)["layers.0.input"].0[0];
+    assert_eq!(report["layers"][0]["tokens"], given);
+}
+
+/// Tokens of the size that the configuration claims would take a terabyte.
+#[test]
+fn a_hidden_size_that_no_tensor_has_is_refused_before_tokens_are_made() {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(example("mixtral-tiny")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
+    }
+    let config = directory.path().join("config.json");
+    let mut text: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    text["hidden_size"] = (1u64 << 31).into();
+    std::fs::write(&config, text.to_string()).unwrap();
+    for subcommand in ["run", "live"] {
+        let error = failure(&[subcommand, directory.path().to_str().unwrap()]);
+        assert!(
+            error.contains("gate.weight` has shape [8, 64]"),
+            "{subcommand}: {error}"
+        );
+    }
+}
+
 #[test]
 fn inspect_tells_sizes() {
     let checkpoint = example("qwen3_moe-tiny");
@@ -315,6 +352,7 @@ fn faults_are_named() {
         "{error}"
     );
     assert!(failure(&["run", path, "--ranks", "0"]).contains("at least 1 rank"));
+    assert!(failure(&["run", path, "--ranks", "5000"]).contains("`--ranks 5000`: 1 to 1024"));
     assert!(failure(&["run", path, "--threads", "0"]).contains("threads"));
     assert!(failure(&["run", path, "--selector", "best"]).contains("`best`"));
     let error = failure(&["run", path, "--ranks", "3", "--strategy", "fixed"]);

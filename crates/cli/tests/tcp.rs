@@ -48,6 +48,17 @@ fn what_no_process_could_read_is_refused_once() {
         let text = failure(subcommand, &["/nowhere", "--ranks", "3"]);
         assert_eq!(text.matches("/nowhere is not").count(), 1, "{text}");
     }
+    let checkpoint = fixture("qwen3_moe-bf16");
+    for (option, value) in [
+        ("--input", "/nowhere"),
+        ("--load", "/nowhere.npy"),
+        ("--selector", "/nowhere"),
+        ("--layers", "/nowhere"),
+    ] {
+        let text = failure("run", &[&checkpoint, "--ranks", "3", option, value]);
+        assert_eq!(text.matches("Error:").count(), 1, "{text}");
+        assert!(!text.contains("of 3 failed"), "{text}");
+    }
 }
 
 /// The steps and the summary of `moekit live`.

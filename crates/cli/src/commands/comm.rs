@@ -1,7 +1,6 @@
 //! What the ranks of a command are: threads of this process, processes that it starts, or those
 //! that `mpirun` started.
 
-use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::{env, process};
@@ -11,6 +10,7 @@ use moekit::parallel::{Communicator, GroupError, TcpCommunicator, TcpGroup};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Result};
+use crate::output::note;
 
 /// What the ranks are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -86,9 +86,7 @@ pub(super) fn run_over_tcp(
 /// Prints why a rank has failed, in one piece, as processes beside it print too.
 fn print_failure(error: &GroupError) {
     let report = miette::Report::new(CliError::usage(error.to_string()));
-    let text = format!("Error: {report:?}\n");
-    // Without stderr there is nobody to tell.
-    io::stderr().write_all(text.as_bytes()).ok();
+    note(&format!("Error: {report:?}\n"));
 }
 
 /// Runs as one process of many; a failure on any of them ends them all.

@@ -12,7 +12,7 @@ use super::plan_report::PlanReport;
 use crate::charts::{Page, heat_map, rank_loads};
 use crate::config::merge;
 use crate::error::{CliError, Result};
-use crate::output::{print_json, print_line, write_file};
+use crate::output::{note, print_json, print_line, write_file};
 use crate::planning::{BudgetOptions, ReportOptions, ShapeOptions};
 
 /// Arguments of `moekit plan`.
@@ -151,7 +151,7 @@ impl PlanOptions {
         match &self.out {
             Some(path) => print_line(&format!("{lines}\nwritten to {}", path.display())),
             None => {
-                eprintln!("{lines}");
+                note(&format!("{lines}\n"));
                 let text =
                     serde_json::to_string(&file).map_err(|e| CliError::usage(e.to_string()))?;
                 print_line(&text)

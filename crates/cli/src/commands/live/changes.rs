@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 
 use super::drive::{Change, What};
 use crate::error::{CliError, Result};
-
-/// The most ranks of a live run: each is a thread or a process.
-pub(super) const MOST_RANKS: usize = 1 << 10;
+use crate::planning::MOST_RANKS;
 
 /// Reads the changes, in the order of their steps.
 ///

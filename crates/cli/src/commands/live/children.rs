@@ -17,6 +17,7 @@ use super::show::Show;
 use super::watch::{Message, Watched, watch};
 use crate::commands::comm::start_ranks;
 use crate::error::{CliError, Result};
+use crate::output::note;
 
 /// A line of a process to the one that has started it.
 #[derive(Serialize, Deserialize)]
@@ -81,7 +82,7 @@ pub(super) fn run(setup: &Arc<Setup>, processes: usize, show: Show) -> Result<Su
         reader.join().ok();
     }
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
-    io::stderr().write_all(said.as_bytes()).ok();
+    note(&said);
     match result {
         // The one that has failed has said why.
         Err(_) if !said.is_empty() => std::process::exit(1),

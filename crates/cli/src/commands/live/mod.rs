@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use moekit::checkpoint::Checkpoint;
 use moekit::eval::workload::{Profile, Workload};
-use moekit::fused_moe::Reduction;
+use moekit::fused_moe::{GateTensors, Reduction};
 use moekit::kernels::CpuKernel;
 use moekit::live::{CheckpointExperts, LiveConfig, LiveError};
 use moekit::parallel::TcpGroup;
@@ -34,7 +34,6 @@ use moekit::quant::{MoeLayerSpec, QuantBackend, TensorSource, backend_for};
 use moekit::routing::ReplicaSelector;
 use serde::{Deserialize, Serialize};
 
-use self::changes::MOST_RANKS;
 use self::children::ToStarter;
 use self::drive::{Change, Setup, What};
 use self::processes::ToFirst;
@@ -47,7 +46,7 @@ use super::comm::{CommOption, count, run_as_rank, run_over_mpi};
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::print_line;
-use crate::planning::{GroupOptions, MOST_TOKENS};
+use crate::planning::{GroupOptions, MOST_RANKS, MOST_TOKENS};
 
 /// Arguments of `moekit live`.
 #[derive(Args)]
@@ -301,6 +300,11 @@ impl LiveOptions {
         let first = specs
             .first()
             .ok_or_else(|| CliError::usage("the checkpoint has no MoE layers"))?;
+        // Before tokens are made for a hidden size that no tensor has.
+        for spec in &specs {
+            spec.check()?;
+            GateTensors::check(spec, &checkpoint)?;
+        }
         let tokens = self.tokens.unwrap_or(256);
         let steps = self.steps();
         let routed = (tokens * first.top_k) as u64;

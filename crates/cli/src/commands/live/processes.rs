@@ -89,7 +89,7 @@ impl<'a> ToFirst<'a> {
     }
 
     fn show(&mut self, report: RankStep) -> Result<()> {
-        Show::Lines.steps(self.recorder.push(report))
+        Show::lines().steps(self.recorder.push(report))
     }
 
     fn others(&self) -> impl Iterator<Item = Rank> + use<> {

@@ -5,15 +5,16 @@ mod input;
 mod ranks;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moekit::checkpoint::Checkpoint;
 use moekit::eval::load_file::{self, LoadFile};
+use moekit::fused_moe::GateTensors;
 use moekit::kernels::{ActivationQuantMode, CpuKernel};
 use moekit::placement::{ModelPlacement, Topology};
-use moekit::quant::{MoeLayerSpec, MoeModelSpec, backend_for};
+use moekit::quant::{MoeLayerSpec, MoeModelSpec, QuantBackend, backend_for};
 use moekit::routing::ReplicaSelector;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,7 @@ use self::report::{LayerReport, Report};
 use crate::config::merge;
 use crate::error::{CliError, Result};
 use crate::output::{print_json, print_line};
-use crate::planning::{GroupOptions, MOST_TOKENS, ReportOptions};
+use crate::planning::{GroupOptions, MOST_RANKS, MOST_TOKENS, ReportOptions};
 
 /// Arguments of `moekit run`.
 #[derive(Args)]
@@ -135,10 +136,33 @@ enum ActivationDtype {
     Bf16,
 }
 
+/// What is decided before a layer runs.
+struct Prepared {
+    checkpoint: Checkpoint,
+    model: MoeModelSpec,
+    backend: Box<dyn QuantBackend>,
+    topology: Topology,
+    plan: ModelPlacement,
+    inputs: Inputs,
+    selector: ReplicaSelector,
+    kernel: CpuKernel,
+    /// Positions of the layers that run among the model's MoE layers.
+    chosen: Vec<usize>,
+}
+
 impl Run {
     pub(crate) fn run(self) -> Result<()> {
         let options = self.resolve()?;
-        match options.comm.unwrap_or_default() {
+        let comm = options.comm.unwrap_or_default();
+        match options.group.ranks {
+            Some(ranks) if ranks > MOST_RANKS && comm != CommOption::Mpi => {
+                return Err(CliError::usage(format!(
+                    "`--ranks {ranks}`: 1 to {MOST_RANKS}"
+                )));
+            }
+            _ => {}
+        }
+        match comm {
             CommOption::Threads => options.execute(&Ranks::Threads),
             CommOption::Tcp => run_over_tcp(&options),
             CommOption::Mpi => run_over_mpi(options),
@@ -181,26 +205,13 @@ impl Run {
 }
 
 impl RunOptions {
-    fn execute(&self, ranks: &Ranks) -> Result<()> {
-        let path = self.checkpoint.clone().unwrap_or_default();
-        let checkpoint = Checkpoint::open(&path)?;
+    /// Reads, checks and decides all that comes before the first layer.
+    fn prepare(&self) -> Result<Prepared> {
+        let checkpoint = Checkpoint::open(self.path())?;
         let model = checkpoint.model()?;
         let backend = backend_for(checkpoint.quantization_config())?;
         let topology = self.group.topology()?;
         let plan = self.plan(&model, &topology)?;
-        ranks.check_same_plan(&plan)?;
-        let inputs = self.inputs()?;
-        let group = Group {
-            ranks,
-            checkpoint: &checkpoint,
-            backend: backend.as_ref(),
-            topology,
-            selector: self.selector()?,
-            kernel: self.kernel()?,
-            shared: self.shared.unwrap_or_default(),
-            activation_quant: self.activation_quant.unwrap_or_default().into(),
-        };
-
         let chosen = self.layers(&model)?;
         let has_shared = |&index: &usize| model.layers[index].shared.is_some();
         if self.shared == Some(SharedMode::Fused) && !chosen.iter().any(has_shared) {
@@ -208,16 +219,49 @@ impl RunOptions {
                 "`--shared fused`, but none of the layers to run has shared experts: leave it out",
             ));
         }
+        // Before tokens are made for a hidden size that no tensor has.
+        for &index in &chosen {
+            model.layers[index].check()?;
+            GateTensors::check(&model.layers[index], &checkpoint)?;
+        }
+        Ok(Prepared {
+            backend,
+            topology,
+            plan,
+            inputs: self.inputs()?,
+            selector: self.selector()?,
+            kernel: self.kernel()?,
+            chosen,
+            model,
+            checkpoint,
+        })
+    }
+
+    fn execute(&self, ranks: &Ranks) -> Result<()> {
+        let prepared = self.prepare()?;
+        let (model, plan) = (&prepared.model, &prepared.plan);
+        ranks.check_same_plan(plan)?;
+        let group = Group {
+            ranks,
+            checkpoint: &prepared.checkpoint,
+            backend: prepared.backend.as_ref(),
+            topology: prepared.topology,
+            selector: prepared.selector,
+            kernel: prepared.kernel,
+            shared: self.shared.unwrap_or_default(),
+            activation_quant: self.activation_quant.unwrap_or_default().into(),
+        };
+
         let progress = match ranks.reports() {
-            true => progress(chosen.len()),
+            true => progress(prepared.chosen.len()),
             false => ProgressBar::hidden(),
         };
-        let mut runs = Vec::with_capacity(chosen.len());
-        for index in chosen {
+        let mut runs = Vec::with_capacity(prepared.chosen.len());
+        for index in prepared.chosen {
             let spec = &model.layers[index];
             progress.set_message(format!("layer {}", spec.layer));
             let placement = plan.layers()[index].clone();
-            let input = inputs.layer(spec)?;
+            let input = prepared.inputs.layer(spec)?;
             runs.extend(group.run(spec, placement, &input)?);
             progress.inc(1);
         }
@@ -229,7 +273,12 @@ impl RunOptions {
         if let Some(output) = &self.output {
             input::write(output, &runs)?;
         }
-        self.report(&path, &model, &runs, group.kernel.num_threads())
+        self.report(model, &runs, group.kernel.num_threads())
+    }
+
+    /// The directory of the checkpoint.
+    fn path(&self) -> &Path {
+        self.checkpoint.as_deref().unwrap_or(Path::new(""))
     }
 
     /// Places all MoE layers of the model, whichever of them run.
@@ -317,15 +366,9 @@ impl RunOptions {
         })
     }
 
-    fn report(
-        &self,
-        checkpoint: &std::path::Path,
-        model: &MoeModelSpec,
-        runs: &[LayerRun],
-        threads: usize,
-    ) -> Result<()> {
+    fn report(&self, model: &MoeModelSpec, runs: &[LayerRun], threads: usize) -> Result<()> {
         let report = Report {
-            checkpoint: checkpoint.display().to_string(),
+            checkpoint: self.path().display().to_string(),
             model_type: model.model_type.clone(),
             strategy: self.group.strategy_name().to_owned(),
             ranks: self.group.ranks.unwrap_or(1),

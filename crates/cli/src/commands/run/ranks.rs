@@ -2,13 +2,11 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moekit::checkpoint::Checkpoint;
 use moekit::fused_moe::FusedMoeError;
-use moekit::parallel::{CommError, Communicator, CommunicatorExt, ThreadGroup};
+use moekit::parallel::{CommError, Communicator, CommunicatorExt, TcpGroup, ThreadGroup};
 use moekit::placement::ModelPlacement;
 use moekit::routing::Rank;
 
@@ -111,11 +109,13 @@ pub(super) fn run_over_mpi(mut options: RunOptions) -> Result<()> {
     })
 }
 
-/// Runs as processes that this one starts. What none of them could read it refuses itself, so that
+/// Runs as processes that this one starts. What all of them would refuse it refuses itself, so that
 /// the message comes once.
 pub(super) fn run_over_tcp(options: &RunOptions) -> Result<()> {
-    Checkpoint::open(options.checkpoint.as_deref().unwrap_or(Path::new("")))?.model()?;
     let size = options.group.topology()?.num_ranks();
+    if !TcpGroup::is_rank() {
+        options.prepare()?;
+    }
     comm::run_over_tcp(size, |comm| options.execute(&Ranks::Process(comm)))
 }
 

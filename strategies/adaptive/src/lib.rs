@@ -22,6 +22,7 @@ mod layout;
 mod lightest;
 mod order;
 mod pack;
+mod pairs;
 mod plan;
 mod ranks;
 mod recount;

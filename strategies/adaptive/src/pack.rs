@@ -2,7 +2,6 @@
 //! ranks that nothing connects yet, at home if there is room.
 
 use crate::lanes::fold_lanes;
-use crate::layout::ROUNDING;
 use crate::lightest::Lightest;
 use crate::ranks::Ranks;
 
@@ -11,6 +10,8 @@ use crate::ranks::Ranks;
 pub(crate) struct Slack<'a> {
     /// Time that a rank may lie above the lightest to connect ranks.
     pub(crate) connect: f64,
+    /// The same if hardly more replicas are to come than it takes to connect all.
+    pub(crate) connect_at_last: f64,
     /// The home node of each expert, `[E]`, if there are expert groups.
     pub(crate) homes: Option<&'a [u32]>,
     /// What a node carries at most, as a multiple of its part of the load.
@@ -24,11 +25,6 @@ pub(crate) struct Packed {
     pub(crate) slots: Vec<u32>,
     /// The slots in the order in which they were filled, `[P]`.
     pub(crate) order: Vec<u32>,
-    /// Whether replicas connect all ranks.
-    pub(crate) is_connected: bool,
-    /// The least time that was refused to connect ranks: nothing changes with a slack below; infinite if
-    /// none was.
-    pub(crate) missing: f64,
 }
 
 /// Packs replicas onto ranks.
@@ -64,9 +60,9 @@ pub(crate) fn pack(
         }),
         component: (0..ranks.len() as u32).collect(),
         parts: ranks.live().count(),
+        left: order.len().saturating_sub(weights.len()),
         first: vec![NOWHERE; weights.len()],
         apart: Vec::with_capacity(ranks.len()),
-        missing: f64::INFINITY,
     };
     for rank in ranks.live() {
         packing.times[rank] = 0.0;
@@ -88,8 +84,6 @@ pub(crate) fn pack(
         }
     }
     Packed {
-        is_connected: packing.parts <= 1,
-        missing: packing.missing,
         slots: packing.slots,
         order: packing.order,
     }
@@ -130,13 +124,12 @@ struct Packing<'a> {
     component: Vec<u32>,
     /// How many sets of connected ranks there are.
     parts: usize,
+    /// Replicas to come beyond the first of their expert.
+    left: usize,
     /// The rank of each expert's first replica, of those that have several, `[E]`.
     first: Vec<u32>,
     /// Scratch memory of `lightest_apart`.
     apart: Vec<f64>,
-    /// The least time above the lightest rank's that a rank would have had which connects, but was too
-    /// heavy.
-    missing: f64,
 }
 
 impl Packing<'_> {
@@ -242,6 +235,13 @@ impl Packing<'_> {
         if first == NOWHERE || self.parts == 1 {
             return Some(lightest);
         }
+        // One less than there are parts connects them; with fewer all is in vain.
+        let slack = if (self.parts - 1..=self.parts).contains(&self.left) {
+            self.slack.connect_at_last
+        } else {
+            self.slack.connect
+        };
+        self.left = self.left.saturating_sub(1);
         let component = self.component[first as usize];
         let connecting = match self.slack.homes {
             Some(_) => {
@@ -255,11 +255,8 @@ impl Packing<'_> {
             return Some(lightest);
         };
         let (least, time) = (self.with(lightest, share), self.with(connecting, share));
-        if time <= least + self.slack.connect {
-            return Some(connecting);
-        }
-        self.missing = self.missing.min(time - least - ROUNDING * time);
-        Some(lightest)
+        let pays = time <= least + slack;
+        Some(if pays { connecting } else { lightest })
     }
 
     /// Notes that a replica of the expert is on a rank now.

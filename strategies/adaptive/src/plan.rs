@@ -9,6 +9,7 @@ use crate::homes::{bring_home, home_nodes};
 use crate::layout::Layout;
 use crate::order::{self, longest_first};
 use crate::pack::{Slack, pack};
+use crate::pairs::Pairs;
 use crate::ranks::Ranks;
 use crate::recount::recount;
 use crate::repair::without_duplicates;
@@ -63,8 +64,8 @@ const CHEAPEST: usize = 2_500;
 const RECOUNT_WORK: usize = 64;
 /// The same for a complete search.
 const EXACT_WORK: usize = 16;
-/// How often what may be given up to connect ranks is doubled if it does not suffice.
-const WIDENINGS: usize = 3;
+/// How many times as much may be given up to connect ranks by the last replicas that can.
+const AT_LAST: f64 = 8.0;
 /// Busiest ranks whose swaps are looked at before an exchange is.
 const DEPTH: usize = 4;
 
@@ -98,7 +99,17 @@ impl<'a> Layer<'a> {
         };
 
         let mut work = Work::new(effort.work);
-        let mut best = search.from(&given, &order, &mut work);
+        let pairs = Pairs {
+            weights: self.weights,
+            load: &load,
+            sorted: &sorted,
+            num_ranks: self.ranks.len(),
+            limit: target,
+        };
+        let are_alike = homes.is_none() && self.ranks.are_alike();
+        let loose = are_alike.then(|| pairs.loosen(&given, &order)).flatten();
+        let (counts, order) = loose.as_ref().map_or((&given, &order), |(g, o)| (g, o));
+        let mut best = search.from(counts, order, &mut work);
         if best.largest() > target && effort.patience > 0 {
             best = search.other_starts(best, &load, &sorted, &mut work);
         }
@@ -273,24 +284,15 @@ impl<'a> Search<'_, 'a> {
     /// The layout from which swaps start.
     fn start(&self, given: &Apportionment, order: &[u32]) -> (Layout<'a>, Descent) {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
-        let could_connect = given.extras.len() + 1 >= ranks.live().count();
-        let mut slack = Slack {
-            connect: self.effort.connect * self.bound,
+        let connect = self.effort.connect * self.bound;
+        let slack = Slack {
+            connect,
+            connect_at_last: AT_LAST * connect,
             homes: self.homes,
             // Half of what balance may cost; the ranks of a node need the rest.
             node_limit: 1.0 + self.effort.node_tolerance / 2.0,
         };
-        let mut packed = pack(weights, &given.counts, order, ranks, slack);
-        for _ in 0..WIDENINGS {
-            if packed.is_connected || !could_connect || slack.connect == 0.0 {
-                break;
-            }
-            slack.connect *= 2.0;
-            if slack.connect < packed.missing {
-                continue;
-            }
-            packed = pack(weights, &given.counts, order, ranks, slack);
-        }
+        let packed = pack(weights, &given.counts, order, ranks, slack);
         let layout = Layout::new(ranks, weights, packed.slots);
         let descent = Descent::nearly_sorted(&layout, packed.order);
         (layout, descent)

@@ -1,7 +1,8 @@
 //! How long the per-step split of tokens over replicas takes, and how far from the optimum it ends:
 //! `cargo bench --bench split`.
 //!
-//! 256 experts on 288 slots of 32 ranks, placed on the window before; steps of the R1-MT profile. Every split starts from the one of the step before, as in a running layer.
+//! 256 experts on 288 slots of 32 ranks, placed on the window before; steps of the R1-MT profile.
+//! Every split starts from the one of the step before, as in a running layer.
 
 #![allow(
     clippy::unwrap_used,

@@ -173,8 +173,10 @@ fn paths_of(strategy: Option<&str>) -> Vec<String> {
 fn to_map(options: &impl Serialize) -> Result<Map<String, Value>> {
     match serde_json::to_value(options) {
         Ok(Value::Object(map)) => Ok(map),
-        other => Err(CliError::usage(format!(
-            "options are not a table: {other:?}"
+        Ok(other) => Err(CliError::usage(format!("options are not a table: {other}"))),
+        // Of flags, such as a path that is no UTF-8, which no file can say.
+        Err(error) => Err(CliError::usage(format!(
+            "a flag that a configuration file cannot hold: {error}"
         ))),
     }
 }

@@ -383,6 +383,42 @@ fn simulations_side_by_side() {
     assert!(failure(&["simulate", "--trace", text(&flat)]).contains("no steps to simulate"));
 }
 
+/// Paths are bytes on Unix, and JSON is text.
+#[cfg(unix)]
+#[test]
+fn a_path_that_is_no_text_is_written_to() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStringExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory
+        .path()
+        .join(OsString::from_vec(b"t\xff.npy".to_vec()));
+    let args = [
+        "generate",
+        "--profile",
+        "uniform",
+        "--experts",
+        "4",
+        "--json",
+        "--out",
+    ];
+    let args: Vec<&OsStr> = args
+        .iter()
+        .map(OsStr::new)
+        .chain([path.as_os_str()])
+        .collect();
+    assert_eq!(json(&args)["shape"], serde_json::json!([1, 1, 4]));
+    assert!(path.exists());
+
+    let config = directory.path().join("c.toml");
+    std::fs::write(&config, "seed = 1").unwrap();
+    let args: Vec<&OsStr> = args
+        .into_iter()
+        .chain([OsStr::new("--config"), config.as_os_str()])
+        .collect();
+    assert!(failure(&args).contains("a configuration file cannot hold"));
+}
+
 #[test]
 fn placements_go_to_other_engines() {
     let directory = tempfile::tempdir().unwrap();

@@ -3,9 +3,10 @@
 //! A [`Communicator`] is one rank's end of an EP group: collectives and messages over opaque
 //! [`Buffer`]s. [`CommunicatorExt`] speaks in values (`f32`, `i64`, ...) on top of it. The ranks of
 //! a [`ThreadGroup`] are threads of this process, those of a [`TcpGroup`] processes that it starts;
-//! with the feature `mpi` those of an `MpiGroup` are processes of an MPI job. Groups that come and go are those of a [`ThreadWorld`], or, over any transport whose
-//! ranks are there from the beginning, of a [`RankPool`]. [`EpDispatcher`] takes the tokens of a fused MoE
-//! layer from rank to rank over any communicator.
+//! with the feature `mpi` those of an `MpiGroup` are processes of an MPI job. Groups that come and
+//! go are those of a [`ThreadWorld`], or, over any transport whose ranks are there from the
+//! beginning, of a [`RankPool`]. [`EpDispatcher`] takes the tokens of a fused MoE layer from rank to
+//! rank over any communicator.
 //!
 //! ```
 //! use moekit_parallel::{CommError, Communicator, CommunicatorExt, ReduceOp, ThreadGroup};

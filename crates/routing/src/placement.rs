@@ -83,8 +83,8 @@ impl Placement {
     ///
     /// # Errors
     ///
-    /// If there is no expert or no rank, there are more than 2^20 slots or 2^16 ranks, an id is out of range, an expert has no slot, or the
-    /// offsets do not partition the slots.
+    /// If there is no expert or no rank, there are more than 2^20 slots or 2^16 ranks, an id is out
+    /// of range, an expert has no slot, or the offsets do not partition the slots.
     pub fn new(
         num_logical_experts: usize,
         physical_to_logical: Vec<usize>,

@@ -87,6 +87,7 @@ impl Generate {
         let load = LoadFile::from(workload.generate()?);
         load_file::write(out, &load)?;
         if options.report.json {
+            let out = out.display().to_string();
             return print_json(&json!({"out": out, "shape": load.shape()}));
         }
         print_line(&format!(

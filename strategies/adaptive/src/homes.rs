@@ -114,14 +114,27 @@ impl Nodes {
     }
 }
 
+/// The load away from home.
+pub(crate) fn abroad(layout: &Layout<'_>, homes: &[u32]) -> f64 {
+    let ranks = layout.ranks;
+    let slots = ranks.live().flat_map(|rank| {
+        let is_abroad = move |&e: &u32| homes[e as usize] as usize != ranks.node(rank);
+        let held = layout.experts_of(rank).iter().zip(layout.shares_of(rank));
+        held.filter(move |(e, _)| is_abroad(e))
+    });
+    slots.map(|(_, share)| share).sum()
+}
+
+/// As many exchanges that need swaps fail in a row before no more are tried.
+const TRIALS: usize = 4;
+
 /// Exchanges experts that are abroad with ones of their home node, as long as less load is abroad
 /// afterwards and no rank gets above the limit, if need be after swaps within the two nodes.
 ///
-/// Time: O(rounds × slots abroad × slots of a node), and a descent for each of up to `TRIALS` exchanges
-/// that bring more than any that needs none.
+/// Time: O(rounds × slots abroad × slots of a node), and a descent for each exchange that is tried because it
+/// brings more home than those that need none.
 pub(crate) fn bring_home(layout: &mut Layout<'_>, homes: &[u32], limit: f64, work: &mut Work) {
     const ROUNDS: usize = 4;
-    const TRIALS: usize = 64;
     let ranks = layout.ranks;
     let mut descent = Descent::new(layout, (0..ranks.num_slots() as u32).collect());
     let mut trials = TRIALS;
@@ -174,6 +187,7 @@ fn bring_one_home(
             depth: 1,
         };
         if after.run(&mut candidate, limit, swaps, work) {
+            *trials = TRIALS;
             (*layout, *descent) = (candidate, after);
             return true;
         }

@@ -1,5 +1,5 @@
 //! The layout from which a search starts: longest first, no expert twice on a rank, replicas over
-//! ranks that nothing connects yet, at home if there is room.
+//! ranks that nothing connects yet.
 
 use crate::lanes::fold_lanes;
 use crate::lightest::Lightest;
@@ -12,10 +12,8 @@ pub(crate) struct Slack<'a> {
     pub(crate) connect: f64,
     /// The same if hardly more replicas are to come than it takes to connect all.
     pub(crate) connect_at_last: f64,
-    /// The home node of each expert, `[E]`, if there are expert groups.
-    pub(crate) homes: Option<&'a [u32]>,
-    /// What a node carries at most, as a multiple of its part of the load.
-    pub(crate) node_limit: f64,
+    /// The node of each replica in the order, `[P]`, if it is decided.
+    pub(crate) nodes: Option<&'a [u32]>,
 }
 
 /// What sits where.
@@ -38,7 +36,7 @@ pub(crate) struct Packed {
 /// A layout whose counts may differ from `counts` where the last replicas fit nowhere else; every
 /// expert has a slot.
 ///
-/// Time: O(P log R + replicas × R) if all ranks are as fast and nothing has a home, for then the
+/// Time: O(P log R + replicas × R) if all ranks are as fast and no nodes are decided, for then the
 /// lightest is known; else O(P × R).
 pub(crate) fn pack(
     weights: &[f64],
@@ -55,9 +53,6 @@ pub(crate) fn pack(
         filled: ranks.offsets()[..ranks.len()].to_vec(),
         times: vec![f64::INFINITY; ranks.len()],
         open: Lightest::new(ranks.len()),
-        room: slack.homes.map_or_else(Vec::new, |homes| {
-            room_for_guests(weights, homes, ranks, slack.node_limit)
-        }),
         component: (0..ranks.len() as u32).collect(),
         parts: ranks.live().count(),
         left: order.len().saturating_sub(weights.len()),
@@ -68,12 +63,13 @@ pub(crate) fn pack(
         packing.times[rank] = 0.0;
         packing.open.set(rank, 0.0);
     }
-    for &expert in order {
+    for (i, &expert) in order.iter().enumerate() {
         let count = counts[expert as usize];
         let share = weights[expert as usize] / f64::from(count);
+        let node = slack.nodes.map(|nodes| nodes[i] as usize);
         let rank = match count {
-            1 => packing.lightest(expert, share),
-            _ => packing.connecting(expert, share),
+            1 => packing.lightest(expert, share, node),
+            _ => packing.connecting(expert, share, node),
         };
         match rank {
             Some(rank) => packing.put(rank, expert, share),
@@ -87,20 +83,6 @@ pub(crate) fn pack(
         slots: packing.slots,
         order: packing.order,
     }
-}
-
-/// The load that each node could carry beyond that of the experts at home there, `[N]`.
-fn room_for_guests(weights: &[f64], homes: &[u32], ranks: &Ranks, limit: f64) -> Vec<f64> {
-    let mut room = vec![0.0; ranks.num_nodes()];
-    let speed: f64 = ranks.live().map(|rank| 1.0 / ranks.pace(rank)).sum();
-    let total: f64 = weights.iter().sum();
-    for rank in ranks.live() {
-        room[ranks.node(rank)] += limit * total / ranks.pace(rank) / speed;
-    }
-    for (&home, weight) in homes.iter().zip(weights) {
-        room[home as usize] -= weight;
-    }
-    room
 }
 
 /// In place of a rank: the expert is on none yet.
@@ -117,9 +99,6 @@ struct Packing<'a> {
     /// The time of each rank with room, infinite for the others, `[R]`.
     times: Vec<f64>,
     open: Lightest,
-    /// Load that each node can take from others; negative if it has to give some away. `[N]` with
-    /// homes, else empty.
-    room: Vec<f64>,
     /// The lowest of the ranks that replicas connect with each rank.
     component: Vec<u32>,
     /// How many sets of connected ranks there are.
@@ -143,10 +122,6 @@ impl Packing<'_> {
     }
 
     fn put(&mut self, rank: usize, expert: u32, share: f64) {
-        if let Some(homes) = self.slack.homes {
-            self.room[homes[expert as usize] as usize] += share;
-            self.room[self.ranks.node(rank)] -= share;
-        }
         self.slots[self.filled[rank]] = expert;
         self.order.push(self.filled[rank] as u32);
         self.filled[rank] += 1;
@@ -159,30 +134,18 @@ impl Packing<'_> {
         }
     }
 
-    /// The rank with room that takes the least time with a replica more. With homes: one of the home
-    /// node, unless it has to give load away and another node has room for it.
-    fn lightest(&self, expert: u32, share: f64) -> Option<usize> {
-        let Some(homes) = self.slack.homes else {
-            let is_new = self.first[expert as usize] == NOWHERE;
-            let takes = |&rank: &usize| is_new || !self.held(rank).contains(&expert);
-            let known = self.open.rank().filter(|_| self.ranks.are_as_fast());
-            return known
-                .filter(takes)
-                .or_else(|| self.lightest_of(expert, share, 0..self.ranks.len()));
-        };
-        let home = homes[expert as usize] as usize;
-        // A node gives away what it has too much, and takes a replica if at least half of it is wanted.
-        let host = || {
-            let takes = |&node: &usize| node != home && self.room[node] >= share / 2.0;
-            let hosts = (0..self.room.len()).filter(takes);
-            self.lightest_of(expert, share, hosts.flat_map(|node| self.ranks.on(node)))
-        };
-        let gives = self.room[home] <= -share;
-        let guest = if gives { host() } else { None };
-        guest
-            .or_else(|| self.lightest_of(expert, share, self.ranks.on(home)))
-            .or_else(|| if gives { None } else { host() })
-            .or_else(|| self.lightest_of(expert, share, 0..self.ranks.len()))
+    /// The rank with room that takes the least time with a replica more: of the node, if one is given and
+    /// has such a rank.
+    fn lightest(&self, expert: u32, share: f64, node: Option<usize>) -> Option<usize> {
+        let anywhere = || self.lightest_of(expert, share, 0..self.ranks.len());
+        if let Some(node) = node {
+            let there = self.lightest_of(expert, share, self.ranks.on(node));
+            return there.or_else(anywhere);
+        }
+        let is_new = self.first[expert as usize] == NOWHERE;
+        let takes = |&rank: &usize| is_new || !self.held(rank).contains(&expert);
+        let known = self.open.rank().filter(|_| self.ranks.are_as_fast());
+        known.filter(takes).or_else(anywhere)
     }
 
     /// The lightest of some ranks, ascending, which lacks the expert.
@@ -229,8 +192,8 @@ impl Packing<'_> {
 
     /// The lightest rank without the expert; one that the expert's other replicas are not connected
     /// with, if there is such a one hardly heavier.
-    fn connecting(&mut self, expert: u32, share: f64) -> Option<usize> {
-        let lightest = self.lightest(expert, share)?;
+    fn connecting(&mut self, expert: u32, share: f64, node: Option<usize>) -> Option<usize> {
+        let lightest = self.lightest(expert, share, node)?;
         let first = self.first[expert as usize];
         if first == NOWHERE || self.parts == 1 {
             return Some(lightest);
@@ -243,7 +206,7 @@ impl Packing<'_> {
         };
         self.left = self.left.saturating_sub(1);
         let component = self.component[first as usize];
-        let connecting = match self.slack.homes {
+        let connecting = match node {
             Some(_) => {
                 let ranks = self.ranks.on(self.ranks.node(lightest));
                 let others = ranks.filter(|&rank| self.component[rank] != component);

@@ -109,14 +109,18 @@ impl<'a> Layer<'a> {
         let are_alike = homes.is_none() && self.ranks.are_alike();
         let loose = are_alike.then(|| pairs.loosen(&given, &order)).flatten();
         let (counts, order) = loose.as_ref().map_or((&given, &order), |(g, o)| (g, o));
-        let mut best = search.from(counts, order, &mut work);
+        let near = homes
+            .as_ref()
+            .and_then(|homes| search.near_home(homes, &mut work));
+        let is_near = near.as_ref().is_some_and(|near| near.largest() <= target);
+        let mut best = near.unwrap_or_else(|| search.from(counts, order, &mut work));
         if best.largest() > target && effort.patience > 0 {
             best = search.other_starts(best, &load, &sorted, &mut work);
         }
         if let Some(baseline) = baseline.filter(|_| best.largest() > limit) {
             best = search.not_below(best, baseline, &given);
         }
-        if let Some(homes) = &homes {
+        if let Some(homes) = homes.as_ref().filter(|_| !is_near) {
             let limit = best.largest().max(target);
             bring_home(&mut best, homes, limit, &mut Work::new(effort.work));
         }
@@ -152,18 +156,18 @@ impl<'a> Layer<'a> {
     }
 }
 
-struct Search<'l, 'a> {
-    layer: &'l Layer<'a>,
-    effort: &'l Effort,
+pub(crate) struct Search<'l, 'a> {
+    pub(crate) layer: &'l Layer<'a>,
+    pub(crate) effort: &'l Effort,
     homes: Option<&'l [u32]>,
-    bound: f64,
-    target: f64,
+    pub(crate) bound: f64,
+    pub(crate) target: f64,
 }
 
 impl<'a> Search<'_, 'a> {
     /// The best layout on the way from one apportionment.
     fn from(&self, given: &Apportionment, order: &[u32], work: &mut Work) -> Layout<'a> {
-        let (mut layout, mut descent) = self.start(given, order);
+        let (mut layout, mut descent) = self.start(&given.counts, order, None);
         if self.homes.is_none() {
             let kept = &[Links::Kept];
             if self.swap(&mut layout, &mut descent, kept, Choice::First, work) {
@@ -171,7 +175,7 @@ impl<'a> Search<'_, 'a> {
             }
             // A second try is cheaper than what comes next, and leaves the ranks connected.
             if layout.largest() <= self.target * (1.0 + NEARLY) {
-                let (mut other, mut descent) = self.start(given, order);
+                let (mut other, mut descent) = self.start(&given.counts, order, None);
                 if self.swap(&mut other, &mut descent, kept, Choice::Even, work) {
                     return other;
                 }
@@ -282,24 +286,32 @@ impl<'a> Search<'_, 'a> {
     }
 
     /// The layout from which swaps start.
-    fn start(&self, given: &Apportionment, order: &[u32]) -> (Layout<'a>, Descent) {
+    ///
+    /// # Arguments
+    ///
+    /// - `order`, `nodes` - the expert of each replica, heaviest first, and its node if that is decided,
+    ///   `[P]`.
+    pub(crate) fn start(
+        &self,
+        counts: &[u32],
+        order: &[u32],
+        nodes: Option<&[u32]>,
+    ) -> (Layout<'a>, Descent) {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
         let connect = self.effort.connect * self.bound;
         let slack = Slack {
             connect,
             connect_at_last: AT_LAST * connect,
-            homes: self.homes,
-            // Half of what balance may cost; the ranks of a node need the rest.
-            node_limit: 1.0 + self.effort.node_tolerance / 2.0,
+            nodes,
         };
-        let packed = pack(weights, &given.counts, order, ranks, slack);
+        let packed = pack(weights, counts, order, ranks, slack);
         let layout = Layout::new(ranks, weights, packed.slots);
         let descent = Descent::nearly_sorted(&layout, packed.order);
         (layout, descent)
     }
 
     /// Improves a layout of which nothing is known.
-    fn go_on(&self, layout: &mut Layout<'a>, work: &mut Work) {
+    pub(crate) fn go_on(&self, layout: &mut Layout<'a>, work: &mut Work) {
         let slots = (0..layout.slots().len() as u32).collect();
         let descent = Descent::new(layout, slots);
         self.improve(layout, descent, work);
@@ -308,7 +320,14 @@ impl<'a> Search<'_, 'a> {
     fn improve(&self, layout: &mut Layout<'a>, mut descent: Descent, work: &mut Work) {
         let links = [Links::Kept, Links::Free];
         if !self.swap(layout, &mut descent, &links, Choice::First, work) {
-            self.exchange(layout, descent, work);
+            let swaps = self.reaches().map(|reach| Swaps {
+                links: Links::Free,
+                choice: Choice::First,
+                reach,
+                depth: DEPTH,
+            });
+            let swaps: Vec<Swaps<'_>> = swaps.collect();
+            self.exchange(layout, descent, &swaps, work);
         }
     }
 
@@ -396,7 +415,13 @@ impl<'a> Search<'_, 'a> {
     /// Exchanges replicas and swaps after each exchange, also uphill, until no rank is above the
     /// target, some exchanges in a row brought nothing, or the work is done; leaves the best layout
     /// that was seen.
-    fn exchange(&self, layout: &mut Layout<'a>, mut descent: Descent, work: &mut Work) {
+    pub(crate) fn exchange(
+        &self,
+        layout: &mut Layout<'a>,
+        mut descent: Descent,
+        swaps: &[Swaps<'_>],
+        work: &mut Work,
+    ) {
         // Less is no progress.
         let least = LEAST_PROGRESS * self.effort.tolerance * self.bound;
         let mut tabu = Tabu::new(layout.weights.len());
@@ -410,15 +435,8 @@ impl<'a> Search<'_, 'a> {
             tabu.note(at.expert(found.slot), found.expert);
             at.replace(found.slot, found.expert);
             descent.resort(&at);
-            let reached = self.reaches().any(|reach| {
-                let swaps = Swaps {
-                    links: Links::Free,
-                    choice: Choice::First,
-                    reach,
-                    depth: DEPTH,
-                };
-                descent.run(&mut at, self.target, swaps, work)
-            });
+            let mut swaps = swaps.iter();
+            let reached = swaps.any(|&swaps| descent.run(&mut at, self.target, swaps, work));
             since += 1;
             let before = layout.largest();
             let gain = before - at.largest();

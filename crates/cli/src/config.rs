@@ -95,9 +95,22 @@ pub(crate) fn strategy_config(name: &str, settings: &[Setting]) -> Value {
     let mut config = Map::new();
     config.insert(NAME_KEY.to_owned(), Value::String(name.to_owned()));
     for setting in settings {
-        config.insert(setting.key.clone(), setting.value.clone());
+        insert(&mut config, &setting.key, setting.value.clone());
     }
     Value::Object(config)
+}
+
+/// Inserts a value under a key, `table.key` for one of a table, as TOML reads it.
+fn insert(config: &mut Map<String, Value>, key: &str, value: Value) {
+    if let Some((table, rest)) = key.split_once('.')
+        && let Value::Object(under) = config
+            .entry(table)
+            .or_insert_with(|| Value::Object(Map::new()))
+    {
+        return insert(under, rest, value);
+    }
+    // Under what is no table: the strategy says that it does not know it.
+    config.insert(key.to_owned(), value);
 }
 
 /// Fills what the flags leave open from a TOML file.
@@ -279,6 +292,26 @@ mod tests {
         assert_eq!(
             strategy_config("eplb", &options.set),
             json!({"strategy": "eplb", "mode": "auto", "x": 2, "y": [1]})
+        );
+    }
+
+    #[test]
+    fn a_dot_leads_into_a_table() {
+        let set = |list: &[&str]| list.iter().map(|s| parse_setting(s).unwrap()).collect();
+        let flags = Options {
+            set: set(&["replan.to=0.9", "replan.recovery=balance", "x.y=2"]),
+            ..Options::default()
+        };
+        let text = "[set]\nx = 1\n[set.replan]\nbelow = 0.5\nto = 0.6";
+        let options = merged(text, &flags).unwrap();
+        assert_eq!(
+            strategy_config("adaptive", &options.set),
+            json!({
+                "strategy": "adaptive",
+                "replan": { "below": 0.5, "to": 0.9, "recovery": "balance" },
+                "x": 1,
+                "x.y": 2,
+            })
         );
     }
 

@@ -21,7 +21,7 @@ struct Cli {
 enum Command {
     /// Run the MoE layers of a checkpoint over the ranks of an EP group.
     Run(Box<commands::run::Run>),
-    /// Run them under a drifting stream, and rebalance as it flows.
+    /// Run the layers under a drifting stream, and rebalance as it flows.
     Live(Box<commands::live::Live>),
     /// Decide which rank holds which expert.
     Plan(Box<commands::plan::Plan>),

@@ -32,7 +32,7 @@ pub(crate) struct GroupOptions {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strategy: Option<String>,
-    /// A setting of the strategy; repeat for more
+    /// A setting of the strategy, or TABLE.KEY=VALUE for one in a table; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
     #[serde(with = "settings", skip_serializing_if = "Vec::is_empty")]
     pub(crate) set: Vec<Setting>,

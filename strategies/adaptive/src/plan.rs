@@ -50,6 +50,9 @@ const LEAST_PROGRESS: f64 = 0.05;
 const MORE_PATIENCE: usize = 16;
 /// How far above the target swaps of single experts may end and be tried once more.
 const NEARLY: f64 = 0.005;
+/// The part of the tolerance above the target for which counts are not searched: where loads are small
+/// numbers, the last of it is often out of reach.
+const ALMOST: f64 = 0.24;
 /// As much more work goes into filling ranks with heavy pieces, each time.
 const HEAVY_WORK: usize = 8;
 /// The same for the widest search.
@@ -226,13 +229,14 @@ impl<'a> Search<'_, 'a> {
         let ranks = self.layer.ranks;
         let is_far = best.largest() > self.target * (1.0 + NEARLY);
         let is_cheap = steps_to_the_end(self.layer.weights, ranks, self.target) <= CHEAP;
-        let may_gain = is_far || (is_cheap && best.largest() > self.target);
+        let enough = self.target * (1.0 + ALMOST * self.effort.tolerance);
+        let may_gain = is_far || (is_cheap && best.largest() > enough);
         if self.homes.is_some() || !ranks.are_alike() || !may_gain {
             return best;
         }
         let mut more = Work::new(RECOUNT_WORK.saturating_mul(self.effort.work));
         let mut best = best;
-        for mut layout in recount(&best, self.target, &mut more) {
+        for mut layout in recount(&best, self.target, enough, &mut more) {
             self.go_on(&mut layout, &mut Work::new(self.effort.work));
             if layout.largest() < best.largest() {
                 best = layout;

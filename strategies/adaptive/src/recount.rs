@@ -10,12 +10,9 @@
 //! search (Lourenço, Martin and Stützle 2003): trials that do no harm, and several whatever they do where
 //! none helped for long.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
-
 use crate::draws::Draws;
 use crate::layout::Layout;
-use crate::slack::{NEAR, Piece, Pieces};
+use crate::slack::{Filled, NEAR, Piece, Pieces, strew};
 use crate::swap::Work;
 
 /// Experts with one replica below this part of the limit are sand: it fills what is left.
@@ -27,6 +24,9 @@ const LONGER: usize = 4;
 const FAR: f64 = 0.012;
 /// By how much each limit is below the load that is reached.
 const STEP: f64 = 0.001;
+/// Trials per slot for the last step, which ends at the target, times the slots of a rank squared: with fewer
+/// there are fewer ways to fill one.
+const LAST: f64 = 1.0 / 3.0;
 /// Trials per slot without an improvement after which some count in any case, and how many.
 const PATIENCE: usize = 10;
 const KICK: usize = 3;
@@ -46,20 +46,28 @@ const TRIES: usize = 100;
 /// alike, and no expert is twice on a rank.
 ///
 /// Time: O(trials × ranks filled anew × their pieces), as far as the work goes.
-pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> Vec<Layout<'a>> {
-    let mut search = Search::new(layout);
+///
+/// # Arguments
+///
+/// - `target` - no limit is below.
+/// - `enough` - a largest load, not below the target, at which the search ends.
+pub(crate) fn recount<'a>(
+    layout: &Layout<'a>,
+    target: f64,
+    enough: f64,
+    work: &mut Work,
+) -> Vec<Layout<'a>> {
+    let mut search = Search::new(layout, target);
     if search.heavy.is_empty() {
         return Vec::new();
     }
     search.lower(work);
     let mut best = None;
     let (mut closest, mut begun) = (search.at.clone(), search.at.clone());
-    let (mut since, mut kicks) = (0, 0);
+    let (mut since, mut kicks, mut lowered) = (0, 0, 0);
     let num_slots = layout.slots().len();
     for trial in 0..LONGER * TRIALS * num_slots {
-        let is_near = search.limit < target * (1.0 + FAR);
-        let is_over = is_near && trial >= TRIALS * num_slots;
-        if work.is_done() || search.limit < target || is_over {
+        if work.is_done() || search.largest <= enough || search.is_over(trial, lowered) {
             break;
         }
         since += 1;
@@ -78,20 +86,20 @@ pub(crate) fn recount<'a>(layout: &Layout<'a>, target: f64, work: &mut Work) -> 
                 continue;
             }
         }
-        let trial = search.trial(change, work);
+        let tried = search.trial(change, work);
         let is_taken = |trial: &Trial| kicks > 0 || trial.excess <= search.at.excess;
-        let Some(trial) = trial.filter(is_taken) else {
+        let Some(taken) = tried.filter(is_taken) else {
             continue;
         };
         kicks = kicks.saturating_sub(1);
-        if trial.excess < search.at.excess * (1.0 - NEAR) {
+        if taken.excess < search.at.excess * (1.0 - NEAR) {
             since = 0;
         }
-        search.take(&trial);
+        search.take(&taken);
         if search.at.excess == 0.0 {
             best = Some(search.at.slots.clone());
             search.lower(work);
-            (since, kicks) = (0, 0);
+            (since, kicks, lowered) = (0, 0, trial);
             closest.clone_from(&search.at);
             begun.clone_from(&search.at);
         }
@@ -148,6 +156,10 @@ struct Trial {
 
 struct Search<'l, 'a> {
     layout: &'l Layout<'a>,
+    target: f64,
+    /// The largest load of the last layout that kept to its limit.
+    largest: f64,
+    /// What no rank is to exceed next.
     limit: f64,
     at: State,
     /// Experts that are no sand.
@@ -159,12 +171,14 @@ struct Search<'l, 'a> {
 }
 
 impl<'l, 'a> Search<'l, 'a> {
-    fn new(layout: &'l Layout<'a>) -> Self {
+    fn new(layout: &'l Layout<'a>, target: f64) -> Self {
         let experts = 0..layout.weights.len() as u32;
         let sand = SAND * layout.largest();
         let is_heavy = |&e: &u32| layout.weights[e as usize] > sand;
         Self {
             layout,
+            target,
+            largest: layout.largest(),
             limit: layout.largest(),
             at: State {
                 slots: layout.slots().to_vec(),
@@ -191,6 +205,15 @@ impl<'l, 'a> Search<'l, 'a> {
         self.at.counts[expert as usize]
     }
 
+    /// Whether there were enough trials, in all and since the limit was lowered.
+    fn is_over(&self, trials: usize, lowered: usize) -> bool {
+        let num_slots = self.at.slots.len();
+        let is_near = self.limit < self.target * (1.0 + FAR);
+        let is_last = self.limit <= self.target;
+        let last = LAST * (self.slots_per_rank.pow(2) * num_slots) as f64;
+        is_near && trials >= TRIALS * num_slots || is_last && (trials - lowered) as f64 >= last
+    }
+
     /// The load of a replica.
     fn share(&self, expert: u32) -> f64 {
         self.layout.share_among(expert, self.count(expert))
@@ -202,12 +225,13 @@ impl<'l, 'a> Search<'l, 'a> {
         (load / self.limit).ceil().max(1.0) as u32
     }
 
-    /// Lowers the limit below the largest load. Experts whose replicas are above it get more, whatever that
-    /// does: no trial that changes one count alone would.
+    /// Lowers the limit below the largest load, to the target at most. Experts whose replicas are above it get
+    /// more, whatever that does: no trial that changes one count alone would.
     fn lower(&mut self, work: &mut Work) {
         let load = |rank| self.held(rank).iter().map(|&e| self.share(e)).sum();
         let loads: Vec<f64> = (0..self.num_ranks()).map(load).collect();
-        self.limit = loads.iter().copied().fold(0.0, f64::max) * (1.0 - STEP);
+        self.largest = loads.iter().copied().fold(0.0, f64::max);
+        self.limit = (self.largest * (1.0 - STEP)).max(self.target);
         self.at.room = loads.iter().map(|load| self.limit - load).collect();
         self.at.excess = excess(&self.at.room);
         for _ in 0..TRIES {
@@ -360,7 +384,7 @@ impl<'l, 'a> Search<'l, 'a> {
         let filled = self.pack(&mut pieces, ranks.len());
         work.spend(pieces.looked_at + ranks.len());
         let mut filled = filled?;
-        self.strew(&light, &mut filled)?;
+        strew(&light, &mut filled, self.slots_per_rank)?;
         Some(filled)
     }
 
@@ -389,58 +413,12 @@ impl<'l, 'a> Search<'l, 'a> {
         });
         Some(packed)
     }
-
-    /// Fills the slots that are left with sand, the heaviest onto the rank with the most room.
-    fn strew(&self, sand: &[Piece], packed: &mut [Filled]) -> Option<()> {
-        let mut open: BinaryHeap<(Roomy, Reverse<usize>)> = packed
-            .iter()
-            .enumerate()
-            .filter(|(_, filled)| filled.experts.len() < self.slots_per_rank)
-            .map(|(rank, filled)| (Roomy(filled.room), Reverse(rank)))
-            .collect();
-        for piece in sand {
-            let (_, rank) = open.pop()?;
-            let filled = &mut packed[rank.0];
-            filled.room -= piece.load;
-            filled.experts.push(piece.expert);
-            if filled.experts.len() < self.slots_per_rank {
-                open.push((Roomy(filled.room), rank));
-            }
-        }
-        Some(())
-    }
 }
 
 /// What is above the limit, squared and summed over the ranks.
 fn excess(room: &[f64]) -> f64 {
     let over = room.iter().map(|room| room.min(0.0));
     over.map(|over| over * over).sum()
-}
-
-/// A rank and what it holds.
-#[derive(Clone, Debug)]
-struct Filled {
-    /// Load up to the limit.
-    room: f64,
-    experts: Vec<u32>,
-}
-
-/// Room, in order.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Roomy(f64);
-
-impl Eq for Roomy {}
-
-impl Ord for Roomy {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
-impl PartialOrd for Roomy {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
 }
 
 #[cfg(test)]
@@ -461,7 +439,7 @@ mod tests {
         let slots = vec![0, 6, 7, 0, 5, 8, 0, 9, 10, 1, 3, 7, 1, 3, 8, 2, 4, 9];
         let layout = Layout::new(&ranks, &weights, slots);
         let before = layout.largest();
-        let found = recount(&layout, 1.0, &mut Work::new(10_000_000)).swap_remove(0);
+        let found = recount(&layout, 1.0, 1.0, &mut Work::new(10_000_000)).swap_remove(0);
         assert!(
             found.largest() < before * 0.95,
             "{} {before}",
@@ -481,10 +459,10 @@ mod tests {
         let topology = Topology::new(2).unwrap();
         let ranks = Ranks::new(&[2; 2], &topology, &[]);
         let whole = Layout::new(&ranks, &[4.0, 1.0, 1.0, 1.0], vec![0, 1, 2, 3]);
-        let found = recount(&whole, 1.0, &mut Work::new(1_000));
+        let found = recount(&whole, 1.0, 1.0, &mut Work::new(1_000));
         assert!(found.iter().all(|layout| layout.largest() >= 5.0));
         let split = Layout::new(&ranks, &[4.0, 1.0, 1.0], vec![0, 1, 0, 2]);
-        let found = recount(&split, 1.0, &mut Work::new(0));
+        let found = recount(&split, 1.0, 1.0, &mut Work::new(0));
         assert!(found.iter().all(|layout| layout.largest() >= 3.0));
     }
 }

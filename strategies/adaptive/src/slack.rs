@@ -1,4 +1,7 @@
-//! Which pieces fill a rank: minimum bin slack (Gupta and Ho 1999).
+//! Which pieces fill a rank: minimum bin slack (Gupta and Ho 1999), and the sand beside them.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 
 /// What may stay free beside the pieces of a rank, as a part of the limit.
 pub(crate) const NEAR: f64 = 0.0005;
@@ -152,5 +155,51 @@ impl Pieces {
         }
         self.num_left -= chosen.len() * often as usize;
         self.of.retain(|piece| piece.left > 0);
+    }
+}
+
+/// A rank and what it holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Filled {
+    /// Load up to the limit.
+    pub(crate) room: f64,
+    pub(crate) experts: Vec<u32>,
+}
+
+/// Fills the slots that are left with sand, the heaviest onto the rank with the most room.
+pub(crate) fn strew(sand: &[Piece], packed: &mut [Filled], slots_per_rank: usize) -> Option<()> {
+    let mut open: BinaryHeap<(Roomy, Reverse<usize>)> = packed
+        .iter()
+        .enumerate()
+        .filter(|(_, filled)| filled.experts.len() < slots_per_rank)
+        .map(|(rank, filled)| (Roomy(filled.room), Reverse(rank)))
+        .collect();
+    for piece in sand {
+        let (_, rank) = open.pop()?;
+        let filled = &mut packed[rank.0];
+        filled.room -= piece.load;
+        filled.experts.push(piece.expert);
+        if filled.experts.len() < slots_per_rank {
+            open.push((Roomy(filled.room), rank));
+        }
+    }
+    Some(())
+}
+
+/// Room, in order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Roomy(f64);
+
+impl Eq for Roomy {}
+
+impl Ord for Roomy {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Roomy {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }

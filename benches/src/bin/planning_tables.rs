@@ -152,7 +152,7 @@ fn lost_rank() {
     );
 }
 
-/// Tokens off the home node of their group, beside the least that any home of the groups allows.
+/// Tokens off the home node of their group, beside the least that homes of the groups allow.
 fn nodes() {
     let layers = 16;
     for profile in [
@@ -161,6 +161,7 @@ fn nodes() {
         "lognormal:1.2",
         "zipf:0.8",
         "zipf:1.0",
+        "zipf:1.2",
     ] {
         for nodes in [4, 8] {
             let load = trace(profile, [layers, 1], 0.0, 11).total();
@@ -178,18 +179,36 @@ fn nodes() {
             };
             let greedy = plan(&Eplb::default(), &request);
             let adaptive = plan(&Adaptive::default(), &request);
+            let reached = balance(&adaptive);
             let placed = adaptive.layers().iter().zip(load.layers());
             let off: Vec<f64> = placed.map(|(p, load)| off_home(p, load, nodes)).collect();
-            let least: Vec<f64> = load.layers().map(|load| least_spill(load, nodes)).collect();
-            let excess = off.iter().zip(&least).map(|(off, least)| off - least);
-            println!(
-                "  {profile} on {nodes} nodes: eplb {:.3}, adaptive {:.3} at least, off home {:.1} %, \
-                 unavoidable {:.1} %, largest excess {:.1} points",
-                mean(&balance(&greedy)),
-                smallest(&balance(&adaptive)),
-                100.0 * mean(&off),
-                100.0 * mean(&least),
+            let least = |most: usize, limits: &[f64]| -> Vec<f64> {
+                let layers = load.layers().zip(limits);
+                layers
+                    .map(|(load, &limit)| least_spill(load, nodes, most, limit))
+                    .collect()
+            };
+            let even = GROUPS / nodes;
+            let spill = least(even, &vec![1.0; layers]);
+            // What no plan of the same balance goes below.
+            let limits: Vec<f64> = reached.iter().map(|balance| 1.0 / balance).collect();
+            let (possible, any_homes) = (least(even, &limits), least(GROUPS, &limits));
+            let excess = |over: &[f64]| {
+                let excess = off.iter().zip(over).map(|(off, over)| off - over);
                 100.0 * excess.fold(f64::NEG_INFINITY, f64::max)
+            };
+            println!(
+                "  {profile} on {nodes} nodes: eplb {:.3}, adaptive {:.3} at least; off home {:.1} %, \
+                 unavoidable {:.1} % ({:.1} points above at most), \
+                 at this balance {:.1} % ({:.1}), with any homes {:.1} %",
+                mean(&balance(&greedy)),
+                smallest(&reached),
+                100.0 * mean(&off),
+                100.0 * mean(&spill),
+                excess(&spill),
+                100.0 * mean(&possible),
+                excess(&possible),
+                100.0 * mean(&any_homes)
             );
         }
     }
@@ -207,51 +226,70 @@ fn off_home(placement: &Placement, load: &[f64], nodes: usize) -> f64 {
     1.0 - (0..GROUPS).map(home).sum::<f64>() / load.iter().sum::<f64>()
 }
 
-/// Share of the tokens above the mean of a node, under the best of all homes of the groups.
-fn least_spill(load: &[f64], nodes: usize) -> f64 {
-    let groups = load.chunks(EXPERTS / GROUPS);
-    let groups: Vec<f64> = groups.map(|group| group.iter().sum()).collect();
+/// Share of the tokens that have to leave their home under the best homes of the groups: what a node has
+/// above what it may carry, and at least its lightest experts for which it has no slots.
+///
+/// # Arguments
+///
+/// - `most` - groups that a node is home to, at most.
+/// - `limit` - what a node may carry, as a multiple of the mean.
+fn least_spill(load: &[f64], nodes: usize, most: usize, limit: f64) -> f64 {
     let total: f64 = load.iter().sum();
-    let mut homes = Homes {
-        loads: vec![0.0; nodes],
-        free: vec![GROUPS / nodes; nodes],
-        capacity: total / nodes as f64,
+    let homes = Homes {
+        groups: load.chunks(EXPERTS / GROUPS).collect(),
+        most,
+        capacity: limit * total / nodes as f64,
+        slots: SLOTS / nodes,
     };
-    homes.least_spill(&groups) / total
+    homes.least_spill(&mut vec![Vec::new(); nodes], 0) / total
 }
 
-/// Groups that have a home so far.
-struct Homes {
-    loads: Vec<f64>,
-    /// Groups that a node still takes.
-    free: Vec<usize>,
+/// What decides how much leaves its home.
+struct Homes<'a> {
+    /// Loads of the experts of each group.
+    groups: Vec<&'a [f64]>,
+    /// Groups on a node, at most.
+    most: usize,
+    /// Load on a node, at most.
     capacity: f64,
+    /// Slots of a node.
+    slots: usize,
 }
 
-impl Homes {
-    /// Tries every home for every group that is left.
-    fn least_spill(&mut self, groups: &[f64]) -> f64 {
-        let Some((&group, others)) = groups.split_first() else {
-            let spill = |load: &f64| (load - self.capacity).max(0.0);
-            return self.loads.iter().map(spill).sum();
-        };
+impl Homes<'_> {
+    /// Tries every home for every group from `next` on.
+    ///
+    /// # Arguments
+    ///
+    /// - `nodes` - the groups of each node so far.
+    fn least_spill(&self, nodes: &mut Vec<Vec<usize>>, next: usize) -> f64 {
+        if next == self.groups.len() {
+            return nodes.iter().map(|groups| self.spill(groups)).sum();
+        }
         let mut least = f64::INFINITY;
-        for node in 0..self.loads.len() {
-            let empty = self.loads[node] == 0.0;
-            if self.free[node] > 0 {
-                let before = self.loads[node];
-                self.loads[node] += group;
-                self.free[node] -= 1;
-                least = least.min(self.least_spill(others));
-                self.loads[node] = before;
-                self.free[node] += 1;
+        for node in 0..nodes.len() {
+            let is_empty = nodes[node].is_empty();
+            if nodes[node].len() < self.most {
+                nodes[node].push(next);
+                least = least.min(self.least_spill(nodes, next + 1));
+                nodes[node].pop();
             }
             // One empty node is as good as another.
-            if empty {
+            if is_empty {
                 break;
             }
         }
         least
+    }
+
+    /// The load that leaves a node with these groups.
+    fn spill(&self, groups: &[usize]) -> f64 {
+        let experts = groups.iter().flat_map(|&group| self.groups[group]);
+        let mut light_first: Vec<f64> = experts.copied().collect();
+        let over = light_first.iter().sum::<f64>() - self.capacity;
+        let many = light_first.len().saturating_sub(self.slots);
+        light_first.sort_unstable_by(f64::total_cmp);
+        over.max(light_first[..many].iter().sum())
     }
 }
 

@@ -214,6 +214,10 @@ fn tokens_stay_on_their_node_as_far_as_balance_allows() {
         lognormal(0.5, &mut rng),
         lognormal(0.8, &mut rng),
         zipf(0.8, &mut rng),
+        lognormal(1.2, &mut rng),
+        zipf(1.0, &mut rng),
+        zipf(1.0, &mut rng),
+        zipf(1.0, &mut rng),
     ]);
     for nodes in [4, 8] {
         let topology = Topology::new(32).unwrap().with_nodes(nodes).unwrap();

@@ -100,22 +100,39 @@ impl Prefetch {
     }
 }
 
-pub(crate) type TileFn = unsafe fn(Isa, &Tile);
+impl Tile {
+    /// One without anything.
+    pub(crate) const NONE: Self = Self {
+        a: std::ptr::null(),
+        b: [std::ptr::null(); 2],
+        sums: [std::ptr::null_mut(); 2],
+        rows: 0,
+        panels: 0,
+        steps: 0,
+        prefetch: Prefetch::NONE,
+        scaling: Scaling::NONE,
+    };
+}
 
-/// Multiplies a tile.
+/// Multiplies tiles of the same shape one after the other: a processor that finds the loads of the
+/// next one soon after the last of this one asks memory for them before it is done with this one.
+pub(crate) type TileFn = unsafe fn(Isa, &[Tile]);
+
+/// Multiplies tiles.
 ///
 /// # Safety
 ///
-/// The machine has the instruction set; the pointers of the tile hold what their docs say for all
-/// its rows, panels and steps; nothing else touches the sums.
-pub(crate) unsafe fn multiply<D: Dot>(isa: Isa, tile: &Tile) {
+/// The machine has the instruction set; the pointers of the tiles hold what their docs say for all
+/// their rows, panels and steps; nothing else touches the sums.
+pub(crate) unsafe fn multiply<D: Dot>(isa: Isa, tiles: &[Tile]) {
+    let Some(tile) = tiles.first() else { return };
     macro_rules! run {
         ($($rows:literal)+, $($pairs:literal)+) => {
             // SAFETY: the caller's promise.
             unsafe {
                 match (tile.panels, tile.rows) {
-                    $((1, $rows) => isa.dispatch(Multiply::<D, $rows, 1>(tile, PhantomData)),)+
-                    $((2, $pairs) => isa.dispatch(Multiply::<D, $pairs, 2>(tile, PhantomData)),)+
+                    $((1, $rows) => isa.dispatch(Multiply::<D, $rows, 1>(tiles, PhantomData)),)+
+                    $((2, $pairs) => isa.dispatch(Multiply::<D, $pairs, 2>(tiles, PhantomData)),)+
                     shape => unreachable!("no tile has this shape: {shape:?}"),
                 }
             }
@@ -131,42 +148,49 @@ impl Isa {
     }
 }
 
-struct Multiply<'a, D, const ROWS: usize, const PANELS: usize>(&'a Tile, PhantomData<D>);
+struct Multiply<'a, D, const ROWS: usize, const PANELS: usize>(&'a [Tile], PhantomData<D>);
 
 impl<D: Dot, const ROWS: usize, const PANELS: usize> Op for Multiply<'_, D, ROWS, PANELS> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let tile = self.0;
-        // SAFETY: the caller of `multiply` has promised what pointers hold; each step moves on by
-        // what it has read.
-        unsafe {
-            // No closures: one that is not inlined would be compiled without the instructions.
-            let mut sums = [[S::zero(); ROWS]; PANELS];
-            for (panel, sums) in sums.iter_mut().enumerate() {
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::load(tile.sums[panel].add(row * SUMS));
-                }
+        for tile in self.0 {
+            // SAFETY: the caller of `multiply` has promised it.
+            unsafe { add_products::<D, S, ROWS, PANELS>(tile) }
+        }
+    }
+}
+
+/// Adds the products of a tile to its sums.
+#[inline(always)]
+unsafe fn add_products<D: Dot, S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile) {
+    // SAFETY: the caller has promised what pointers hold; each step moves on by what it has read.
+    unsafe {
+        // No closures: one that is not inlined would be compiled without the instructions.
+        let mut sums = [[S::zero(); ROWS]; PANELS];
+        for (panel, sums) in sums.iter_mut().enumerate() {
+            for (row, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(tile.sums[panel].add(row * SUMS));
             }
-            let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
-            let mut left = tile.steps;
-            while left > 0 {
-                let steps = left.min(UNROLL);
-                left -= steps;
-                for _ in 0..steps {
-                    for (panel, sums) in sums.iter_mut().enumerate() {
-                        D::step::<S, ROWS>(a, b[panel], sums);
-                        b[panel] = b[panel].add(D::BYTES);
-                    }
-                    a = a.add(D::UNITS * ROWS);
+        }
+        let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
+        let mut left = tile.steps;
+        while left > 0 {
+            let steps = left.min(UNROLL);
+            left -= steps;
+            for _ in 0..steps {
+                for (panel, sums) in sums.iter_mut().enumerate() {
+                    D::step::<S, ROWS>(a, b[panel], sums);
+                    b[panel] = b[panel].add(D::BYTES);
                 }
-                prefetch.advance::<S, PANELS>(UNROLL);
+                a = a.add(D::UNITS * ROWS);
             }
-            for (panel, sums) in sums.into_iter().enumerate() {
-                for (row, sum) in sums.into_iter().enumerate() {
-                    S::store(tile.sums[panel].add(row * SUMS), sum);
-                }
+            prefetch.advance::<S, PANELS>(UNROLL);
+        }
+        for (panel, sums) in sums.into_iter().enumerate() {
+            for (row, sum) in sums.into_iter().enumerate() {
+                S::store(tile.sums[panel].add(row * SUMS), sum);
             }
         }
     }

@@ -9,6 +9,7 @@ mod multiply;
 mod pack;
 mod phase;
 mod plan;
+mod series;
 mod streams;
 mod view;
 mod work;

@@ -5,7 +5,8 @@ use std::ptr;
 
 use super::pack::Tiles;
 use super::plan::BLOCK;
-use super::streams::{Panel, Panels};
+use super::series::Series;
+use super::streams::{Panel, Streams};
 use crate::Isa;
 use crate::formats::{DECODED, DIRECT_ROWS, Direct, SCALES, Scaling};
 use crate::simd::LANES;
@@ -18,20 +19,80 @@ pub(super) struct Part<'p, 'a> {
     pub(super) input: &'p [u32],
 }
 
+/// Multiplies the rows of a chunk with the panels of a task, and adds the products to `sums`.
+///
+/// # Arguments
+///
+/// - `inputs` - of panels in even and in odd places.
+/// - `sums` - `[pairs, rows, SUMS]`.
+/// - `next` - what this thread reads after that.
+pub(super) fn multiply<'p, 'a>(
+    isa: Isa,
+    streams: &Streams<'p, 'a>,
+    inputs: [&'p [u32]; 2],
+    tiles: Tiles,
+    sums: &mut [f32],
+    block: &mut [f32],
+    next: Option<&Streams<'p, 'a>>,
+) {
+    let part = |panel: Panel<'p, 'a>| Part {
+        panel,
+        input: inputs[panel.place % 2],
+    };
+    let parts = |step| streams.step(step).map(|panel| panel.map(part));
+    let pairs = streams.pairs();
+    let mut done = 0;
+    if pairs > 0
+        && let [Some(first), Some(second)] = parts(0)
+        && tiles.len() == 1
+        && let Some(direct) = together(isa, first, second, tiles)
+        && [first, second]
+            .iter()
+            .all(|part| part.panel.linear.needs_no_decoding())
+    {
+        Series {
+            isa,
+            direct,
+            streams,
+            input: first.input,
+            rows: tiles.rows(),
+            next,
+        }
+        .multiply(sums);
+        done = pairs;
+    }
+    for step in done..streams.len() {
+        let next = after(streams, next, step + 1);
+        multiply_step(isa, parts(step), tiles, sums, block, next);
+    }
+}
+
+/// The panels of a step of a task, or of the task that comes next.
+pub(super) fn after<'p, 'a>(
+    streams: &Streams<'p, 'a>,
+    next: Option<&Streams<'p, 'a>>,
+    step: usize,
+) -> [*const u8; 2] {
+    let panels = match step.checked_sub(streams.len()) {
+        None => streams.step(step),
+        Some(beyond) => next.map_or([None; 2], |next| next.step(beyond.min(next.len() - 1))),
+    };
+    panels.map(|panel| panel.map_or(ptr::null(), |panel| panel.bytes().as_ptr()))
+}
+
 /// Multiplies the rows of a chunk with one or two panels, and adds the products to `sums`.
 ///
 /// # Arguments
 ///
 /// - `next` - what this thread reads after that.
-pub(super) fn multiply(
+fn multiply_step(
     isa: Isa,
     parts: [Option<Part<'_, '_>>; 2],
     tiles: Tiles,
     sums: &mut [f32],
     block: &mut [f32],
-    next: Panels<'_, '_>,
+    next: [*const u8; 2],
 ) {
-    let next = next.map(|panel| panel.map_or(ptr::null(), |panel| panel.bytes().as_ptr()));
     if let [Some(first), Some(second)] = parts
         && let Some(direct) = together(isa, first, second, tiles)
     {
@@ -52,17 +113,12 @@ pub(super) fn multiply(
     }
 }
 
-/// The sums of panels: 32 for each row, [`SUMS`] from one row to the next.
-fn sums_of(parts: &[Part<'_, '_>], tiles: Tiles, sums: &mut [f32]) -> [*mut f32; 2] {
-    let (len, sums) = (sums.len(), sums.as_mut_ptr());
-    [0, 1].map(|i| {
-        parts.get(i).map_or(ptr::null_mut(), |part| {
-            let start = part.panel.sums(tiles.rows());
-            let end = start + (tiles.rows() - 1) * SUMS + LANES;
-            assert!(end <= len, "a task has sums for all of its panels");
-            sums.wrapping_add(start)
-        })
-    })
+/// The sums of a panel: 32 for each row, [`SUMS`] from one row to the next.
+pub(super) fn sums_of(panel: Panel<'_, '_>, rows: usize, sums: &mut [f32]) -> *mut f32 {
+    let start = panel.sums(rows);
+    let end = start + (rows - 1) * SUMS + LANES;
+    assert!(end <= sums.len(), "a task has sums for all of its panels");
+    sums[start..end].as_mut_ptr()
 }
 
 /// The loop that multiplies two panels at once, for so few rows that one panel would leave
@@ -97,7 +153,11 @@ fn run_direct(
     );
     let decoded = direct.decoded.filter(|_| tiles.rows() > DIRECT_ROWS);
     let (block, kept) = block.split_at_mut(4 * SCALES);
-    let sums = sums_of(parts, tiles, sums);
+    let mut sums = |i: usize| match parts.get(i) {
+        Some(part) => sums_of(part.panel, tiles.rows(), sums),
+        None => ptr::null_mut(),
+    };
+    let sums = [sums(0), sums(1)];
     assert!(decoded.is_none() || parts.len() == 1 && kept.len() >= DECODED);
     let kept: *mut u8 = kept.as_mut_ptr().cast();
     // Where few rows share a panel, memory alone is the limit, and what the processor fetches
@@ -139,7 +199,7 @@ fn run_direct(
             // first tile writes what the others read, for which there is room.
             unsafe {
                 match decoded {
-                    None => (direct.tile)(isa, &tile),
+                    None => (direct.tile)(isa, &[tile]),
                     Some(decoded) if first == 0 => (decoded.first)(isa, &tile, kept),
                     Some(decoded) => {
                         let b = [kept.cast_const(), ptr::null()];
@@ -161,27 +221,16 @@ fn scaling(
     block: &mut [f32],
     next: [*const u8; 2],
 ) -> Scaling {
-    let Some(grouping) = direct.grouping else {
-        return Scaling::NONE;
-    };
-    let first = start * direct.features;
-    let features = first..first + steps * direct.features;
-    let mut scaling = Scaling {
-        first: grouping.rest(first) / direct.features,
-        group: grouping.group / direct.features,
-        ..Scaling::NONE
-    };
-    for (i, (part, block)) in parts
-        .iter()
-        .zip(block.chunks_exact_mut(2 * SCALES))
-        .enumerate()
-    {
-        let (scales, above) = block.split_at_mut(SCALES);
-        let above = bytemuck::cast_slice_mut(above);
+    let (mut scaling, features) = direct.scaling(start, steps);
+    if direct.grouping.is_none() {
+        return scaling;
+    }
+    let blocks = block.chunks_exact_mut(2 * SCALES);
+    for (i, (part, block)) in parts.iter().zip(blocks).enumerate() {
         let Panel { linear, index, .. } = part.panel;
-        linear.decode_scales(isa, index, &features, scales, above, next[i]);
-        scaling.scales[i] = scales.as_ptr();
-        scaling.above[i] = above.as_ptr();
+        let out = &mut block[..linear.scale_values(&features)];
+        (scaling.scales[i], scaling.above[i]) =
+            linear.decode_scales(isa, index, &features, out, next[i]);
     }
     scaling
 }
@@ -190,7 +239,7 @@ fn scaling(
 fn run_widened(isa: Isa, part: Part<'_, '_>, tiles: Tiles, sums: &mut [f32], block: &mut [f32]) {
     let Panel { linear, index, .. } = part.panel;
     let features = linear.features;
-    let sums = sums_of(&[part], tiles, sums);
+    let sums = [sums_of(part.panel, tiles.rows(), sums), ptr::null_mut()];
     let direct = Direct::widened();
     for start in (0..features).step_by(BLOCK) {
         let len = BLOCK.min(features - start);
@@ -209,7 +258,7 @@ fn run_widened(isa: Isa, part: Part<'_, '_>, tiles: Tiles, sums: &mut [f32], blo
                 scaling: Scaling::NONE,
             };
             // SAFETY: as in `run_direct`; the block holds 32 values for each step.
-            unsafe { (direct.tile)(isa, &tile) };
+            unsafe { (direct.tile)(isa, &[tile]) };
         }
     }
 }

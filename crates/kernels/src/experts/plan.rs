@@ -1,7 +1,6 @@
 //! How each linear of a call is multiplied.
 
 use std::ops::Range;
-use std::ptr;
 
 use moekit_quant::ActivationQuant;
 
@@ -71,30 +70,64 @@ impl<'a> LinearPlan<'a> {
         }
     }
 
-    /// Writes the scales of the groups that some features of a panel lie in, and what is added to
-    /// nibbles: `[groups, 32]` each. After those of the last features, those of panel `next` are
-    /// read.
+    /// Values of the scales of the groups that some features lie in, and as many again where
+    /// something is added to nibbles.
+    pub(super) fn scale_values(&self, features: &Range<usize>) -> usize {
+        let grouping = self.direct.and_then(|direct| direct.grouping);
+        let scales = grouping.map_or(0, |g| g.groups(features).len() * LANES);
+        scales * (1 + usize::from(self.has_zero_points()))
+    }
+
+    /// Whether there are no scales, or [`LinearPlan::column_scales`].
+    pub(super) fn needs_no_decoding(&self) -> bool {
+        let grouping = self.direct.and_then(|direct| direct.grouping);
+        grouping.is_none() || self.column_scales(0).is_some()
+    }
+
+    /// The scales of a panel if they are there as loops take them.
+    pub(super) fn column_scales(&self, panel: usize) -> Option<&'a [u8]> {
+        match self.weight {
+            WeightView::Prepared(matrix) => matrix.layout().column_scales(matrix.panel(panel)),
+            WeightView::Packed(_) => None,
+        }
+    }
+
+    fn has_zero_points(&self) -> bool {
+        let WeightView::Prepared(matrix) = self.weight else {
+            return false;
+        };
+        matrix.layout().zero_points.is_some()
+    }
+
+    /// Where the scales of the groups that some features of a panel lie in are, `[groups, 32]`, and what
+    /// is added to nibbles. Unless they lie so in the panel, both are written to `out`.
+    ///
+    /// # Arguments
+    ///
+    /// - `out` - [`LinearPlan::scale_values`].
+    /// - `next` - a panel whose scales are asked for meanwhile, or null.
     pub(super) fn decode_scales(
         &self,
         isa: Isa,
         panel: usize,
         features: &Range<usize>,
-        scales: &mut [f32],
-        above: &mut [u32],
+        out: &mut [f32],
         next: *const u8,
-    ) {
+    ) -> (*const f32, *const u32) {
+        let len = out.len() / (1 + usize::from(self.has_zero_points()));
+        let (scales, above) = out.split_at_mut(len);
+        let above: &mut [u32] = bytemuck::cast_slice_mut(above);
         if let WeightView::Prepared(matrix) = self.weight
             && let Some(grouping) = self.direct.and_then(|d| d.grouping)
         {
             let (layout, panel) = (matrix.layout(), matrix.panel(panel));
-            let next = if features.end < self.features {
-                ptr::null()
-            } else {
-                next
-            };
+            if let Some(scales) = layout.column_scales(panel) {
+                return (scales.as_ptr().cast(), above.as_ptr());
+            }
             layout.decode_scales(isa, panel, grouping, features, scales, next);
             layout.decode_zero_points(isa, panel, grouping, features, above, next);
         }
+        (scales.as_ptr(), above.as_ptr())
     }
 
     /// Widens some features of a panel to `[features, 32]`, zeros where there are none.

@@ -77,17 +77,31 @@ impl<'p, 'a> Streams<'p, 'a> {
         }
     }
 
-    /// The panels of each step. The last one may have a single one.
-    pub(super) fn steps(&self) -> impl Iterator<Item = Panels<'p, 'a>> {
-        (0..self.len).map(|step| {
-            self.first.map(|first| {
-                let panel = Panel {
-                    index: first.index + step,
-                    place: first.place + step * self.stride,
-                    ..first
-                };
-                (panel.index < panel.linear.panels()).then_some(panel)
-            })
+    /// Steps.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Steps that have two panels.
+    pub(super) fn pairs(&self) -> usize {
+        let is_pair = |step: &usize| self.step(*step).iter().all(Option::is_some);
+        (0..self.len).take_while(is_pair).count()
+    }
+
+    /// That of the first panel.
+    pub(super) fn linear(&self) -> &'p LinearPlan<'a> {
+        self.first[0].linear
+    }
+
+    /// The panels of a step. The last one may have a single one.
+    pub(super) fn step(&self, step: usize) -> Panels<'p, 'a> {
+        self.first.map(|first| {
+            let panel = Panel {
+                index: first.index + step,
+                place: first.place + step * self.stride,
+                ..first
+            };
+            (panel.index < panel.linear.panels()).then_some(panel)
         })
     }
 }
@@ -104,7 +118,8 @@ mod tests {
 
     /// The steps reach what the pairs consist of, each panel once and in its place.
     fn check<'p>(streams: &Streams<'p, '_>, pairs: impl Iterator<Item = Pair<'p, 'p>>) {
-        let mut steps: Vec<_> = streams.steps().flatten().flatten().collect();
+        let steps = (0..streams.len()).map(|step| streams.step(step));
+        let mut steps: Vec<_> = steps.flatten().flatten().collect();
         steps.sort_by_key(|panel| panel.place);
         let expected = pairs.flatten().enumerate();
         let expected: Vec<_> = expected

@@ -7,11 +7,11 @@ use super::activate::Activate;
 use super::finish::{AskFor, Finish, Sum};
 use super::job::{Chunk, Job, Outputs};
 use super::memory::{Scratch, Shared};
-use super::multiply::{Part, multiply};
+use super::multiply::multiply;
 use super::pack::{MAX_ROWS, Row, Tiles, interleave, pack};
 use super::phase::{FailOnPanic, Phase, Task};
 use super::plan::{LinearPlan, MlpPlan, Pair};
-use super::streams::{Panel, Panels, Streams};
+use super::streams::Streams;
 use crate::batch::RouterWeight;
 use crate::formats::{Input, Quantize, int8_units};
 use crate::rows::Rows;
@@ -89,10 +89,10 @@ impl<'a> Work<'a> {
         let (failed, member) = (&self.failed, scratch.member);
         let done = self.w13.run(member, failed, |task, next| {
             let next = match next {
-                Some(next) => Some(self.w13_panels(next)),
-                None => self.w2.next(member).map(|next| self.w2_panels(next)),
+                Some(next) => Some(self.w13_streams(&next)),
+                None => self.w2.next(member).map(|next| self.w2_streams(&next)),
             };
-            self.w13(scratch, task, next.unwrap_or_default());
+            self.w13(scratch, &task, next.as_ref());
         });
         let done = done
             && self
@@ -100,8 +100,8 @@ impl<'a> Work<'a> {
                 .run(member, failed, |task, _| self.quantize(scratch, &task));
         let done = done
             && self.w2.run(member, failed, |task, next| {
-                let next = next.map(|next| self.w2_panels(next));
-                self.w2(scratch, task, next.unwrap_or_default());
+                let next = next.map(|next| self.w2_streams(&next));
+                self.w2(scratch, &task, next.as_ref());
             });
         // Otherwise the call ends with the panic of another thread.
         let _done = done
@@ -110,22 +110,14 @@ impl<'a> Work<'a> {
                 .run(member, failed, |task, _| self.sum(task.units.start));
     }
 
-    /// The first panels of a task.
-    fn w13_panels(&self, task: Task) -> Panels<'_, 'a> {
-        let (_, mlp, _) = self.chunk(&task);
-        Streams::w13(mlp, task.units)
-            .steps()
-            .next()
-            .unwrap_or_default()
+    fn w13_streams(&self, task: &Task) -> Streams<'a, 'a> {
+        let (_, mlp, _) = self.chunk(task);
+        Streams::w13(mlp, task.units.clone())
     }
 
-    /// The first panels of a task.
-    fn w2_panels(&self, task: Task) -> Panels<'_, 'a> {
-        let (_, mlp, _) = self.chunk(&task);
-        Streams::w2(mlp, task.units)
-            .steps()
-            .next()
-            .unwrap_or_default()
+    fn w2_streams(&self, task: &Task) -> Streams<'a, 'a> {
+        let (_, mlp, _) = self.chunk(task);
+        Streams::w2(mlp, task.units.clone())
     }
 
     fn chunk(&self, task: &Task) -> (&'a Chunk, &'a MlpPlan<'a>, Tiles) {
@@ -140,8 +132,8 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of gate and up, and the activation.
-    fn w13(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, 'a>) {
-        let (chunk, mlp, tiles) = self.chunk(&task);
+    fn w13(&self, scratch: &mut Scratch<'_>, task: &Task, next: Option<&Streams<'a, 'a>>) {
+        let (chunk, mlp, tiles) = self.chunk(task);
         if scratch.packed_part != Some(task.part) {
             self.pack(scratch, chunk, mlp, tiles);
             scratch.packed_part = Some(task.part);
@@ -153,10 +145,10 @@ impl<'a> Work<'a> {
             ..
         } = scratch;
         let inputs = self.sources(mlp).map(|source| &*packed[source]);
-        let pairs = task.units;
-        let streams = Streams::w13(mlp, pairs.clone());
+        let (pairs, streams) = (task.units.clone(), self.w13_streams(task));
         let sums = &mut sums[..pairs.len() * chunk.rows * SUMS];
-        self.multiply(&streams, inputs, tiles, sums, block, next);
+        sums.fill(0.0);
+        multiply(self.job.isa, &streams, inputs, tiles, sums, block, next);
         for (pair, sums) in pairs.zip(sums.chunks_exact_mut(chunk.rows * SUMS)) {
             self.activate(chunk, mlp, pair, tiles, sums);
         }
@@ -299,51 +291,23 @@ impl<'a> Work<'a> {
     }
 
     /// Some columns of w2.
-    fn w2(&self, scratch: &mut Scratch<'_>, task: Task, next: Panels<'_, 'a>) {
-        let (chunk, mlp, tiles) = self.chunk(&task);
+    fn w2(&self, scratch: &mut Scratch<'_>, task: &Task, next: Option<&Streams<'a, 'a>>) {
+        let (chunk, mlp, tiles) = self.chunk(task);
         let units = mlp.down.units();
         let start = chunk.start * self.job.units;
         // SAFETY: the steps that write these are done.
         let input = unsafe { self.intermediate.part(start, chunk.rows * units) };
-        let pairs = task.units;
+        let pairs = task.units.clone();
         let Scratch { sums, block, .. } = scratch;
         let sums = &mut sums[..pairs.len() * chunk.rows * SUMS];
         for pair in pairs.clone() {
             self.ask_for_outputs(chunk, pair);
         }
-        let streams = Streams::w2(mlp, pairs.clone());
-        self.multiply(&streams, [input; 2], tiles, sums, block, next);
+        sums.fill(0.0);
+        let (isa, streams) = (self.job.isa, self.w2_streams(task));
+        multiply(isa, &streams, [input; 2], tiles, sums, block, next);
         for (pair, sums) in pairs.zip(sums.chunks_exact(chunk.rows * SUMS)) {
             self.finish(chunk, mlp.w2(pair), pair, sums);
-        }
-    }
-
-    /// Multiplies the panels of a task.
-    ///
-    /// # Arguments
-    ///
-    /// - `inputs` - of panels in even and in odd places.
-    /// - `sums` - get the products, `[pairs, rows, SUMS]`.
-    /// - `next` - what this thread reads after all.
-    fn multiply<'p>(
-        &self,
-        streams: &Streams<'p, 'a>,
-        inputs: [&'p [u32]; 2],
-        tiles: Tiles,
-        sums: &mut [f32],
-        block: &mut [f32],
-        next: Panels<'p, 'a>,
-    ) {
-        sums.fill(0.0);
-        let mut steps = streams.steps().peekable();
-        while let Some(panels) = steps.next() {
-            let next = steps.peek().copied().unwrap_or(next);
-            let part = |panel: Panel<'p, 'a>| Part {
-                panel,
-                input: inputs[panel.place % 2],
-            };
-            let parts = panels.map(|panel| panel.map(part));
-            multiply(self.job.isa, parts, tiles, sums, block, next);
         }
     }
 

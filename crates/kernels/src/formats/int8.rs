@@ -155,55 +155,63 @@ unsafe fn round_lanes<S: Simd, A: Widen>(
     }
 }
 
-/// Multiplies a tile, whose steps are all that a row has.
+/// Multiplies tiles, whose steps are all that a row has.
 ///
 /// # Safety
 ///
 /// As [`crate::tile::multiply`]; [`EXTRA`] units of all rows follow those of the steps, and the
 /// scaling has the scales of one group.
-pub(super) unsafe fn multiply(isa: Isa, tile: &Tile) {
-    let op = Multiply(tile);
+pub(super) unsafe fn multiply(isa: Isa, tiles: &[Tile]) {
+    let Some(tile) = tiles.first() else { return };
+    let op = Multiply(tiles);
     // SAFETY: the caller's promise.
     unsafe { by_shape!(isa, (tile.panels, tile.rows), op, 1 2 3 4 5 6 7 8 9 10 11 12, 1 2 3 4 5 6) }
 }
 
-struct Multiply<'a>(&'a Tile);
+struct Multiply<'a>(&'a [Tile]);
 
 impl<const ROWS: usize, const PANELS: usize> Op for Shaped<Multiply<'_>, ROWS, PANELS> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let tile = self.0.0;
-        // SAFETY: the caller of `multiply` has promised what pointers hold; each step moves on by
-        // what it has read.
-        unsafe {
-            // For each row its scale, then for each row where its sums begin.
-            let extra = tile.a.add(tile.steps * ROWS);
-            let mut sums = [[S::zero(); ROWS]; PANELS];
-            for sums in &mut sums {
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::splat(f32::from_bits(*extra.add(ROWS + row)));
-                }
+        for tile in self.0.0 {
+            // SAFETY: the caller of `multiply` has promised it.
+            unsafe { add_products::<S, ROWS, PANELS>(tile) }
+        }
+    }
+}
+
+/// Adds the products of a tile to its sums.
+#[inline(always)]
+unsafe fn add_products<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile) {
+    // SAFETY: the caller has promised what pointers hold; each step moves on by what it has read.
+    unsafe {
+        // For each row its scale, then for each row where its sums begin.
+        let extra = tile.a.add(tile.steps * ROWS);
+        let mut sums = [[S::zero(); ROWS]; PANELS];
+        for sums in &mut sums {
+            for (row, sum) in sums.iter_mut().enumerate() {
+                *sum = S::splat(f32::from_bits(*extra.add(ROWS + row)));
             }
-            let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
-            for _ in 0..tile.steps / UNROLL {
-                for _ in 0..UNROLL {
-                    step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
-                }
-                prefetch.advance::<S, PANELS>(UNROLL);
-            }
-            for _ in 0..tile.steps % UNROLL {
+        }
+        let (mut a, mut b, mut prefetch) = (tile.a, tile.b, tile.prefetch);
+        for _ in 0..tile.steps / UNROLL {
+            for _ in 0..UNROLL {
                 step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
             }
-            for (panel, sums) in sums.into_iter().enumerate() {
-                let scale = S::load(tile.scaling.scales[panel]);
-                for (row, sum) in sums.into_iter().enumerate() {
-                    let at = tile.sums[panel].add(row * SUMS);
-                    let of_row = S::splat(f32::from_bits(*extra.add(row)));
-                    let sum = S::mul(S::from_integers(sum), of_row);
-                    S::store(at, S::mul_add(sum, scale, S::load(at)));
-                }
+            prefetch.advance::<S, PANELS>(UNROLL);
+        }
+        for _ in 0..tile.steps % UNROLL {
+            step::<S, ROWS, PANELS>(&mut a, &mut b, &mut sums);
+        }
+        for (panel, sums) in sums.into_iter().enumerate() {
+            let scale = S::load(tile.scaling.scales[panel]);
+            for (row, sum) in sums.into_iter().enumerate() {
+                let at = tile.sums[panel].add(row * SUMS);
+                let of_row = S::splat(f32::from_bits(*extra.add(row)));
+                let sum = S::mul(S::from_integers(sum), of_row);
+                S::store(at, S::mul_add(sum, scale, S::load(at)));
             }
         }
     }

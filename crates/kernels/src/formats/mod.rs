@@ -10,6 +10,8 @@ mod scaled;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use moekit_quant::{ActivationQuant, CodeFormat};
 
 pub(crate) use self::int8::{Quantize, units as int8_units};
@@ -78,7 +80,7 @@ pub(crate) struct Decoded {
     /// That of the first tile: writes the steps of its one panel, [`DECODED`] values at most.
     pub(crate) first: unsafe fn(Isa, &Tile, *mut u8),
     /// That of the others, over what the first one has written.
-    pub(crate) tile: TileFn,
+    pub(crate) tile: unsafe fn(Isa, &Tile),
 }
 
 /// Most rows that panels are multiplied with out of their codes; for more, decoding once is
@@ -122,6 +124,18 @@ impl Direct {
                 tile: scaled::multiply_decoded::<A>,
             }),
         }
+    }
+
+    /// The lengths of the groups of some steps, and their features.
+    pub(crate) fn scaling(&self, start: usize, steps: usize) -> (Scaling, Range<usize>) {
+        let first = start * self.features;
+        let features = first..first + steps * self.features;
+        let scaling = self.grouping.map_or(Scaling::NONE, |grouping| Scaling {
+            first: grouping.rest(first) / self.features,
+            group: grouping.group / self.features,
+            ..Scaling::NONE
+        });
+        (scaling, features)
     }
 
     /// The loop over weights that have been widened to `f32`.

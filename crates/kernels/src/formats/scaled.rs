@@ -153,18 +153,19 @@ pub(super) const ROWS_OF_TWO: usize = 3;
 /// Rows times panels whose sums fit into registers twice: those of a group, and of the row.
 const HELD: usize = 6;
 
-/// Multiplies a tile of at most [`ROWS`] rows, or [`ROWS_OF_TWO`].
+/// Multiplies tiles of at most [`ROWS`] rows, or [`ROWS_OF_TWO`].
 ///
 /// # Safety
 ///
 /// As [`crate::tile::multiply`], and the pointers of the scaling hold what its docs say.
-pub(super) unsafe fn multiply<C: Codes, A: Arithmetic>(isa: Isa, tile: &Tile) {
-    let op = Multiply::<C, A>(tile, PhantomData);
+pub(super) unsafe fn multiply<C: Codes, A: Arithmetic>(isa: Isa, tiles: &[Tile]) {
+    let Some(tile) = tiles.first() else { return };
+    let op = Multiply::<C, A>(tiles, PhantomData);
     // SAFETY: the caller's promise.
     unsafe { by_shape!(isa, (tile.panels, tile.rows), op, 1 2 3 4 5 6 7 8, 1 2 3) }
 }
 
-struct Multiply<'a, C, A>(&'a Tile, PhantomData<(C, A)>);
+struct Multiply<'a, C, A>(&'a [Tile], PhantomData<(C, A)>);
 
 impl<C: Codes, A: Arithmetic, const ROWS: usize, const PANELS: usize> Op
     for Shaped<Multiply<'_, C, A>, ROWS, PANELS>
@@ -173,9 +174,10 @@ impl<C: Codes, A: Arithmetic, const ROWS: usize, const PANELS: usize> Op
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let tile = self.0.0;
-        // SAFETY: the caller of `multiply` has promised it.
-        unsafe { add_products::<C, A, S, ROWS, PANELS, false>(tile, ROWS, ptr::null_mut()) }
+        for tile in self.0.0 {
+            // SAFETY: the caller of `multiply` has promised it.
+            unsafe { add_products::<C, A, S, ROWS, PANELS, false>(tile, ROWS, ptr::null_mut()) }
+        }
     }
 }
 

@@ -22,7 +22,8 @@ pub(crate) const FEATURES: usize = 4;
 /// each from a multiple of 64 bytes on. Codes of a few input features lie together, in the order
 /// in which [`Layout::place`] and [`nibble_place`] put them: that of the vectors which a kernel
 /// makes of them. 8-bit integers are there as their value plus 128, which dot products of bytes
-/// take without sign.
+/// take without sign. Scales that all input features share are there as loops take them: as `f32`,
+/// one per output feature, that of the whole matrix included.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Layout {
     pub(crate) codes: CodeFormat,
@@ -66,6 +67,11 @@ impl Grid {
             phase: group - first_run,
             shared: aligned || one_block || grid.strides()[0] == 0,
         }
+    }
+
+    /// Whether all input features are one group.
+    fn is_one(&self, cols: usize) -> bool {
+        self.phase + cols <= self.group
     }
 
     fn groups(&self, cols: usize) -> usize {
@@ -124,13 +130,17 @@ impl Layout {
     pub(crate) fn new(matrix: &PackedMatrix) -> Self {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let grid = |grid: &ScaleGrid| Grid::new(grid, rows, cols);
+        let (mut scales, mut global_scale) = (matrix.scales().map(grid), matrix.global_scale());
+        if let Some(grid) = scales.as_mut().filter(|grid| grid.is_one(cols)) {
+            (grid.format, grid.shared, global_scale) = (ScaleFormat::F32, false, 1.0);
+        }
         Self {
             codes: matrix.format(),
             rows,
             cols,
-            scales: matrix.scales().map(grid),
+            scales,
             zero_points: matrix.zero_points().map(grid),
-            global_scale: matrix.global_scale().to_bits(),
+            global_scale: global_scale.to_bits(),
             repeated: matrix.row_stride() == 0
                 && matrix.scales().is_none()
                 && matrix.zero_points().is_none(),
@@ -224,14 +234,20 @@ impl Layout {
             None => self.pack_nibbles(matrix, panel, codes),
         }
         let (scales, zero_points) = grids.split_at_mut(sections.zero_points - sections.scales);
-        for (grid, from, out) in [
-            (self.scales, matrix.scales(), scales),
-            (self.zero_points, matrix.zero_points(), zero_points),
-        ] {
-            if let (Some(grid), Some(from)) = (grid, from) {
-                self.pack_grid(grid, from, panel, out);
-            }
+        if let (Some(grid), Some(from)) = (self.scales, matrix.scales()) {
+            let decoded_by = grid.is_one(self.cols).then(|| matrix.global_scale());
+            self.pack_grid(grid, from, panel, scales, decoded_by);
         }
+        if let (Some(grid), Some(from)) = (self.zero_points, matrix.zero_points()) {
+            self.pack_grid(grid, from, panel, zero_points, None);
+        }
+    }
+
+    /// The scales of a panel if they are there as loops take them: 32 values.
+    pub(crate) fn column_scales<'p>(&self, panel: &'p [u8]) -> Option<&'p [u8]> {
+        let has = self.scales.is_some_and(|grid| grid.is_one(self.cols));
+        let bytes = || &panel[self.sections().scales..][..LANES * size_of::<f32>()];
+        (has && self.zero_points.is_none()).then(bytes)
     }
 
     fn pack_codes<const N: usize>(&self, matrix: &PackedMatrix, panel: usize, out: &mut [u8]) {
@@ -265,8 +281,18 @@ impl Layout {
         }
     }
 
-    fn pack_grid(&self, grid: Grid, from: &ScaleGrid, panel: usize, out: &mut [u8]) {
-        let size = grid.format.bytes();
+    /// # Arguments
+    ///
+    /// - `decoded_by` - what scales are multiplied by that are there as `f32`.
+    fn pack_grid(
+        &self,
+        grid: Grid,
+        from: &ScaleGrid,
+        panel: usize,
+        out: &mut [u8],
+        decoded_by: Option<f32>,
+    ) {
+        let size = from.format().bytes();
         let (strides, block, phase) = (from.strides(), from.block(), from.phase());
         let lanes = LANES.min(self.rows - panel * LANES);
         for group in 0..grid.groups(self.cols) {
@@ -275,9 +301,16 @@ impl Layout {
             for lane in 0..grid.per_group().min(lanes) {
                 let block_row = (panel * LANES + lane + phase[0]) / block[0];
                 let at = block_row * strides[0] + block_col * strides[1];
-                let to = (group * grid.per_group() + lane) * size;
-                if let Some(code) = from.bytes().get(at..at + size) {
-                    out[to..to + size].copy_from_slice(code);
+                let to = group * grid.per_group() + lane;
+                let Some(code) = from.bytes().get(at..at + size) else {
+                    continue;
+                };
+                match decoded_by {
+                    Some(factor) => {
+                        let scale = from.format().decode(code).unwrap_or(f32::NAN) * factor;
+                        out[4 * to..][..4].copy_from_slice(&scale.to_le_bytes());
+                    }
+                    None => out[to * size..][..size].copy_from_slice(code),
                 }
             }
         }

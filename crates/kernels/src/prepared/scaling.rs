@@ -26,7 +26,7 @@ impl Grouping {
     }
 
     /// The groups that some features lie in.
-    fn groups(self, features: &Range<usize>) -> Range<usize> {
+    pub(crate) fn groups(self, features: &Range<usize>) -> Range<usize> {
         let first = (features.start + self.phase) / self.group;
         first..(features.end + self.phase).div_ceil(self.group)
     }
@@ -62,8 +62,7 @@ impl Layout {
     ///
     /// # Arguments
     ///
-    /// - `next` - the panel whose scales are read after these, null if it is the same one: as many
-    ///   bytes are asked for meanwhile.
+    /// - `next` - a panel whose scales of the same groups are asked for meanwhile, or null.
     pub(crate) fn decode_scales(
         &self,
         isa: Isa,
@@ -80,7 +79,7 @@ impl Layout {
             grid: self.scales,
             bytes,
             global: self.global_scale(),
-            next: after(self.scales, bytes, &groups, next, sections.scales),
+            next: same_groups(self.scales, &groups, next, sections.scales),
             groups,
             out,
         };
@@ -113,7 +112,7 @@ impl Layout {
             grid,
             one: grid.phase + self.cols <= grid.group,
             bytes,
-            next: after(Some(grid), bytes, &groups, next, section),
+            next: same_groups(Some(grid), &groups, next, section),
             groups,
             out,
         };
@@ -133,20 +132,15 @@ impl Layout {
     }
 }
 
-/// Where the scales (or zero points) lie that come after those of some groups: of the same panel, or
-/// in the section of panel `next` if that is not null.
-fn after(
+/// Where the scales (or zero points) of some groups lie in a section of panel `next`.
+fn same_groups(
     grid: Option<Grid>,
-    bytes: &[u8],
     groups: &Range<usize>,
     next: *const u8,
     section: usize,
 ) -> *const u8 {
-    let read = groups.end * grid.map_or(0, Grid::bytes_of_group);
-    match next.is_null() {
-        true => bytes.as_ptr().wrapping_add(read),
-        false => next.wrapping_add(section),
-    }
+    let before = groups.start * grid.map_or(0, Grid::bytes_of_group);
+    next.wrapping_add(section + before)
 }
 
 /// Asks for as many bytes from an address on as group `i` of some has.
@@ -168,7 +162,7 @@ struct DecodeScales<'a> {
     global: f32,
     groups: Range<usize>,
     out: &'a mut [f32],
-    /// Where the scales lie that come next.
+    /// Where scales lie that are read later.
     next: *const u8,
 }
 
@@ -210,7 +204,7 @@ struct DecodeZeroPoints<'a> {
     bytes: &'a [u8],
     groups: Range<usize>,
     out: &'a mut [u32],
-    /// Where the zero points lie that come next.
+    /// Where zero points lie that are read later.
     next: *const u8,
 }
 

@@ -67,15 +67,15 @@ pub(super) fn multiply<'p, 'a>(
     }
 }
 
-/// The panels of a step of a task, or of the task that comes next.
+/// The panels of a step of a task, or the first ones of the task that comes next.
 pub(super) fn after<'p, 'a>(
     streams: &Streams<'p, 'a>,
     next: Option<&Streams<'p, 'a>>,
     step: usize,
 ) -> [*const u8; 2] {
-    let panels = match step.checked_sub(streams.len()) {
-        None => streams.step(step),
-        Some(beyond) => next.map_or([None; 2], |next| next.step(beyond.min(next.len() - 1))),
+    let panels = match step < streams.len() {
+        true => streams.step(step),
+        false => next.map_or([None; 2], |next| next.step(0)),
     };
     panels.map(|panel| panel.map_or(ptr::null(), |panel| panel.bytes().as_ptr()))
 }

@@ -73,9 +73,9 @@ impl Series<'_, '_, '_> {
             scaling.scales = [first.as_ptr(), second.as_ptr()].map(<*const u8>::cast);
         }
         let bytes = start * direct.bytes..(start + steps) * direct.bytes;
-        let units = start * direct.units * self.rows..(start + steps) * direct.units * self.rows;
+        let input = &self.input[..self.rows * first.linear.units()];
         Tile {
-            a: self.input[units].as_ptr(),
+            a: input[start * direct.units * self.rows..].as_ptr(),
             b: panels.map(|panel| panel.bytes()[bytes.clone()].as_ptr()),
             sums: panels.map(|panel| sums_of(panel, self.rows, sums)),
             rows: self.rows,

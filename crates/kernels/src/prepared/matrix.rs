@@ -143,6 +143,39 @@ mod tests {
         assert_eq!(prepared(&matrix).dequantize(), [2.0, 3.0, 3.0]);
     }
 
+    /// Scales that all input features share are there as `f32`, that of the matrix included; zero
+    /// points beside them are as they were.
+    #[test]
+    fn scales_of_columns_are_decoded_once() {
+        let mut noise = Noise::new(24);
+        let bytes = |values: &[f32]| -> bytes::Bytes {
+            values.iter().flat_map(|v| v.to_le_bytes()).collect()
+        };
+        let scales: Vec<f32> = (0..33).map(|_| noise.unit()).collect();
+        let codes: Vec<u8> = (0..33 * 8).map(|_| noise.bits() as u8).collect();
+        let grid = |values: &[f32]| {
+            ScaleGrid::new(ScaleFormat::F32, [33, 1], [1, 8], [4, 4], bytes(values)).unwrap()
+        };
+        for zero_points in [false, true] {
+            let matrix = PackedMatrix::contiguous(
+                moekit_quant::CodeFormat::I8,
+                [33, 8],
+                codes.clone().into(),
+            );
+            let mut matrix = matrix.unwrap().with_global_scale(0.3);
+            matrix = matrix.with_scales(grid(&scales)).unwrap();
+            if zero_points {
+                matrix = matrix.with_zero_points(grid(&scales)).unwrap();
+            }
+            let prepared = prepared(&matrix);
+            assert_eq!(prepared.dequantize(), dequantize(&matrix));
+            let columns = prepared.layout().column_scales(prepared.panel(1));
+            let last = (scales[32] * 0.3).to_le_bytes();
+            let expected = (!zero_points).then_some(&last[..]);
+            assert_eq!(columns.map(|scales| &scales[..4]), expected);
+        }
+    }
+
     #[test]
     fn equal_rows_are_stored_once() {
         let nan = bytes::Bytes::from_static(&[0, 0, 0xc0, 0x7f]);

@@ -38,7 +38,7 @@ fn number(case: &Value, key: &str) -> f64 {
 
 #[test]
 fn every_format_reports_every_case() {
-    let shape = ["--shape", "64,32,8,2"];
+    let shape = ["--shape", "64,64,8,2"];
     for act in ["f32", "bf16"] {
         let args = [&shape[..], &["--dtype", "all", "--act", act, "--json"]].concat();
         let report = json(&quick(&args));
@@ -50,7 +50,7 @@ fn every_format_reports_every_case() {
         assert_eq!(cases.len(), 2 * FORMATS.len());
         for (i, case) in cases.iter().enumerate() {
             assert_eq!(case["dtype"], FORMATS[i / 2]);
-            assert_eq!(case["shape"], "64,32,8,2");
+            assert_eq!(case["shape"], "64,64,8,2");
             assert_eq!(case["act"], act);
             let tokens = [1.0, 5.0][i % 2];
             assert_eq!(number(case, "tokens"), tokens);
@@ -62,11 +62,11 @@ fn every_format_reports_every_case() {
             let limits = ["bandwidth", "cache", "compute", "latency"];
             assert!(limits.contains(&case["limit"].as_str().unwrap()));
         }
-        // Of one token, two experts of 3 * 64 * 32 bf16 weights.
-        assert_eq!(number(&cases[2], "weight_bytes"), 2.0 * 2.0 * 6144.0);
+        // Of one token, two experts of 3 * 64 * 64 bf16 weights.
+        assert_eq!(number(&cases[2], "weight_bytes"), 2.0 * 2.0 * 12288.0);
         // A nibble each, and a scale per 32; in memory each of three matrices fills its last cache line.
         let bytes = number(&cases[20], "weight_bytes") / 2.0;
-        let least = 3072.0 + 192.0;
+        let least = 6144.0 + 384.0;
         assert!((least..least + 3.0 * 64.0).contains(&bytes), "{bytes}");
     }
 }

@@ -113,12 +113,13 @@ fn multiply_step(
     }
 }
 
-/// The sums of a panel: 32 for each row, [`SUMS`] from one row to the next.
-pub(super) fn sums_of(panel: Panel<'_, '_>, rows: usize, sums: &mut [f32]) -> *mut f32 {
+/// The sums of a panel: 32 for each row, [`SUMS`] from one row to the next, those of the other panel of
+/// its pair between them.
+pub(super) fn sums_of(panel: Panel<'_, '_>, rows: usize, sums: *mut [f32]) -> *mut f32 {
     let start = panel.sums(rows);
     let end = start + (rows - 1) * SUMS + LANES;
     assert!(end <= sums.len(), "a task has sums for all of its panels");
-    sums[start..end].as_mut_ptr()
+    sums.cast::<f32>().wrapping_add(start)
 }
 
 /// The loop that multiplies two panels at once, for so few rows that one panel would leave
@@ -153,11 +154,11 @@ fn run_direct(
     );
     let decoded = direct.decoded.filter(|_| tiles.rows() > DIRECT_ROWS);
     let (block, kept) = block.split_at_mut(4 * SCALES);
-    let mut sums = |i: usize| match parts.get(i) {
+    let sums: *mut [f32] = sums;
+    let sums = [0, 1].map(|i| match parts.get(i) {
         Some(part) => sums_of(part.panel, tiles.rows(), sums),
         None => ptr::null_mut(),
-    };
-    let sums = [sums(0), sums(1)];
+    });
     assert!(decoded.is_none() || parts.len() == 1 && kept.len() >= DECODED);
     let kept: *mut u8 = kept.as_mut_ptr().cast();
     // Where few rows share a panel, memory alone is the limit, and what the processor fetches

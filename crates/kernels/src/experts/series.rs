@@ -1,6 +1,8 @@
 //! A few rows times all panels of a task.
 #![allow(unsafe_code, reason = "tiles")]
 
+use std::ptr;
+
 use super::multiply::{after, sums_of};
 use super::streams::Streams;
 use crate::Isa;
@@ -27,7 +29,7 @@ pub(super) struct Series<'s, 'p, 'a> {
 impl Series<'_, '_, '_> {
     /// Multiplies all pairs of panels, and adds the products to `sums`.
     pub(super) fn multiply(&self, sums: &mut [f32]) {
-        let steps = self.steps();
+        let (steps, sums) = (self.steps(), ptr::from_mut(sums));
         let starts = |pair| {
             (0..steps)
                 .step_by(self.direct.steps)
@@ -57,7 +59,7 @@ impl Series<'_, '_, '_> {
     }
 
     /// The tile of a pair of panels from a step on.
-    fn tile(&self, pair: usize, start: usize, sums: &mut [f32]) -> Tile {
+    fn tile(&self, pair: usize, start: usize, sums: *mut [f32]) -> Tile {
         let direct = self.direct;
         let steps = direct.steps.min(self.steps() - start);
         let [Some(first), Some(second)] = self.streams.step(pair) else {

@@ -40,11 +40,9 @@ pub(super) fn multiply<'p, 'a>(
         input: inputs[panel.place % 2],
     };
     let parts = |step| streams.step(step).map(|panel| panel.map(part));
-    let pairs = streams.pairs();
     let mut done = 0;
-    if pairs > 0
+    if tiles.len() == 1
         && let [Some(first), Some(second)] = parts(0)
-        && tiles.len() == 1
         && let Some(direct) = together(isa, first, second, tiles)
         && [first, second]
             .iter()
@@ -59,7 +57,7 @@ pub(super) fn multiply<'p, 'a>(
             next,
         }
         .multiply(sums);
-        done = pairs;
+        done = streams.pairs();
     }
     for step in done..streams.len() {
         let next = after(streams, next, step + 1);

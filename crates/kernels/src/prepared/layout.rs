@@ -70,7 +70,7 @@ impl Grid {
     }
 
     /// Whether all input features are one group.
-    fn is_one(&self, cols: usize) -> bool {
+    pub(super) fn is_one(&self, cols: usize) -> bool {
         self.phase + cols <= self.group
     }
 

@@ -42,7 +42,7 @@ impl Layout {
     /// others than scales.
     pub(crate) fn grouping(&self, step: usize) -> Option<Grouping> {
         let features = self.features();
-        let of = |grid: Option<Grid>| match grid.filter(|g| g.phase + self.cols > g.group) {
+        let of = |grid: Option<Grid>| match grid.filter(|g| !g.is_one(self.cols)) {
             Some(grid) => (grid.group, grid.phase),
             None => (features, 0),
         };
@@ -110,7 +110,7 @@ impl Layout {
         let groups = grouping.groups(features);
         let op = DecodeZeroPoints {
             grid,
-            one: grid.phase + self.cols <= grid.group,
+            one: grid.is_one(self.cols),
             bytes,
             next: same_groups(Some(grid), &groups, next, section),
             groups,

@@ -125,6 +125,59 @@ pub(crate) fn abroad(layout: &Layout<'_>, homes: &[u32]) -> f64 {
     slots.map(|(_, share)| share).sum()
 }
 
+/// Exchanges all that ranks of two nodes hold as long as less load is abroad afterwards: ranks that are alike
+/// carry what they carried.
+///
+/// Time: O(R × slots of a rank), and O(R²) for each exchange.
+pub(crate) fn settle(layout: &mut Layout<'_>, homes: &[u32]) {
+    let ranks = layout.ranks;
+    let at_home = |rank: usize| {
+        let mut loads = vec![0.0; ranks.num_nodes()];
+        let held = layout.experts_of(rank).iter().zip(layout.shares_of(rank));
+        for (&e, share) in held {
+            loads[homes[e as usize] as usize] += share;
+        }
+        loads
+    };
+    let mut at_home: Vec<Vec<f64>> = (0..ranks.len()).map(at_home).collect();
+    let mut slots = layout.slots().to_vec();
+    let live: Vec<usize> = ranks.live().collect();
+    while let Some((_, a, b)) = best_exchange_of_ranks(&at_home, &live, ranks) {
+        at_home.swap(a, b);
+        for (a, b) in ranks.slots(a).zip(ranks.slots(b)) {
+            slots.swap(a, b);
+        }
+    }
+    *layout = Layout::new(ranks, layout.weights, slots);
+}
+
+/// The two ranks whose exchange brings most home, with what it brings.
+///
+/// # Arguments
+///
+/// - `at_home` - the load of what a rank holds that would be at home on each node, `[R, N]`.
+fn best_exchange_of_ranks(
+    at_home: &[Vec<f64>],
+    live: &[usize],
+    ranks: &Ranks,
+) -> Option<(f64, usize, usize)> {
+    let are_alike = |a: usize, b: usize| {
+        ranks.slots(a).len() == ranks.slots(b).len() && ranks.pace(a) == ranks.pace(b)
+    };
+    let pairs = live.iter().enumerate().flat_map(|(i, &a)| {
+        let others = live[..i].iter().filter(move |&&b| are_alike(a, b));
+        others.map(move |&b| {
+            let (here, there) = (ranks.node(a), ranks.node(b));
+            let before = at_home[a][here] + at_home[b][there];
+            let after = at_home[a][there] + at_home[b][here];
+            (after - before - before.max(after) * 1e-9, a, b)
+        })
+    });
+    pairs
+        .filter(|&(gain, ..)| gain > 0.0)
+        .max_by(|x, y| x.0.total_cmp(&y.0))
+}
+
 /// As many exchanges that need swaps fail in a row before no more are tried.
 const TRIALS: usize = 4;
 
@@ -289,5 +342,20 @@ mod tests {
         assert_eq!(layout.experts_of(0), [0, 3], "the limit holds");
         bring_home(&mut layout, &homes, 4.0, &mut Work::new(100));
         assert_eq!(layout.experts_of(0), [0, 1]);
+    }
+    #[test]
+    fn whole_ranks_go_home() {
+        let topology = Topology::new(4).unwrap().with_nodes(2).unwrap();
+        let ranks = Ranks::new(&[2, 2, 2, 1], &topology, &[]);
+        let weights = [1.0, 2.0, 1.5, 2.5, 3.0, 0.5, 0.1];
+        let homes = [0, 0, 1, 1, 0, 1, 1];
+        let slots = vec![2, 3, 5, 6, 0, 1, 4];
+        let mut layout = Layout::new(&ranks, &weights, slots);
+        let before = layout.largest();
+        settle(&mut layout, &homes);
+        // The last rank is like no other: it stays abroad.
+        assert_eq!(layout.slots(), [0, 1, 5, 6, 2, 3, 4]);
+        assert_eq!(abroad(&layout, &homes), 3.6);
+        assert_eq!(layout.largest(), before);
     }
 }

@@ -5,7 +5,7 @@ use crate::baseline::Hierarchy;
 use crate::exact::place_below;
 use crate::exchange::{Tabu, best_exchange};
 use crate::heavy::{Beam, fill_ranks, steps_to_the_end};
-use crate::homes::{bring_home, home_nodes};
+use crate::homes::{bring_home, home_nodes, settle};
 use crate::layout::Layout;
 use crate::order::{self, longest_first};
 use crate::pack::{Slack, pack};
@@ -111,15 +111,18 @@ impl<'a> Layer<'a> {
         };
         let are_alike = homes.is_none() && self.ranks.are_alike();
         let loose = are_alike.then(|| pairs.loosen(&given, &order)).flatten();
-        let (counts, order) = loose.as_ref().map_or((&given, &order), |(g, o)| (g, o));
+        let (first, longest_first) = loose.as_ref().map_or((&given, &order), |(g, o)| (g, o));
+        let begin = Begin {
+            load: &load,
+            sorted: &sorted,
+            given: first,
+            order: longest_first,
+        };
         let near = homes
             .as_ref()
             .and_then(|homes| search.near_home(homes, &mut work));
         let is_near = near.as_ref().is_some_and(|near| near.largest() <= target);
-        let mut best = near.unwrap_or_else(|| search.from(counts, order, &mut work));
-        if best.largest() > target && effort.patience > 0 {
-            best = search.other_starts(best, &load, &sorted, &mut work);
-        }
+        let mut best = search.best(begin, near, &mut work);
         if let Some(baseline) = baseline.filter(|_| best.largest() > limit) {
             best = search.not_below(best, baseline, &given);
         }
@@ -159,6 +162,17 @@ impl<'a> Layer<'a> {
     }
 }
 
+/// What all starts of a layer begin with.
+#[derive(Clone, Copy)]
+struct Begin<'b> {
+    /// Load of each expert, `[E]`, and the experts by it.
+    load: &'b [f32],
+    sorted: &'b [u64],
+    /// The first apportionment, and the expert of each replica, heaviest first, `[P]`.
+    given: &'b Apportionment,
+    order: &'b [u32],
+}
+
 pub(crate) struct Search<'l, 'a> {
     pub(crate) layer: &'l Layer<'a>,
     pub(crate) effort: &'l Effort,
@@ -168,6 +182,34 @@ pub(crate) struct Search<'l, 'a> {
 }
 
 impl<'a> Search<'_, 'a> {
+    /// The best layout of all starts.
+    ///
+    /// # Arguments
+    ///
+    /// - `near` - in place of the first one, a layout near home.
+    fn best(&self, begin: Begin<'_>, near: Option<Layout<'a>>, work: &mut Work) -> Layout<'a> {
+        let first = near.unwrap_or_else(|| self.from(begin.given, begin.order, work));
+        if first.largest() <= self.target || self.effort.patience == 0 {
+            return first;
+        }
+        let mut best = self.other_starts(first, begin, work);
+        // `node_tolerance` says how much balance homes may cost.
+        if let Some(homes) = self.homes
+            && best.largest() > self.target
+        {
+            let homeless = Search {
+                homes: None,
+                ..*self
+            };
+            let mut other = homeless.best(begin, None, &mut Work::new(self.effort.work));
+            if other.largest() < best.largest() {
+                settle(&mut other, homes);
+                best = other;
+            }
+        }
+        best
+    }
+
     /// The best layout on the way from one apportionment.
     fn from(&self, given: &Apportionment, order: &[u32], work: &mut Work) -> Layout<'a> {
         let (mut layout, mut descent) = self.start(&given.counts, order, None);
@@ -189,13 +231,8 @@ impl<'a> Search<'_, 'a> {
     }
 
     /// The best layout of all starts but the first, if it is better than that of the first.
-    fn other_starts(
-        &self,
-        first: Layout<'a>,
-        load: &[f32],
-        sorted: &[u64],
-        work: &mut Work,
-    ) -> Layout<'a> {
+    fn other_starts(&self, first: Layout<'a>, begin: Begin<'_>, work: &mut Work) -> Layout<'a> {
+        let Begin { load, sorted, .. } = begin;
         let ranks = self.layer.ranks;
         let (num_slots, live) = (ranks.num_slots(), ranks.live().count());
         let mut best = first;

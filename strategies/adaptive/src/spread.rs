@@ -7,13 +7,13 @@ use crate::ranks::Ranks;
 
 /// What nodes and replicas may weigh.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct Limits<'a> {
     /// The time that the ranks of a node may take on average.
     pub(crate) node: f64,
     /// The largest load that a rank can carry.
     pub(crate) rank: f64,
-    /// The load above which a replica is split, as a part of what a rank can carry.
-    pub(crate) piece: f64,
+    /// The load above which the replicas of an expert are split, as a part of what a rank can carry, `[E]`.
+    pub(crate) pieces: &'a [f64],
 }
 
 /// Replicas on nodes.
@@ -29,9 +29,9 @@ pub(crate) struct Spread {
 
 /// Chooses counts and nodes such that no node takes longer than its limit and little load is abroad:
 ///
-/// 1. The largest replica is split while it is above the limit and slots are left. An expert gets more
-///    replicas than its home has ranks only if a rank could not carry one, or as far as load has to leave
-///    that node anyway.
+/// 1. The largest replica is split while it is above the limit of its expert and slots are left. An expert
+///    gets more replicas than its home has ranks only if a rank could not carry one, or as far as load has
+///    to leave that node anyway.
 /// 2. A node with too much gives replicas away, always the heaviest that is not more than it has to give.
 /// 3. They go, heaviest first, to the node with the most room. If that gets too much, it gives away lighter
 ///    replicas of its own; if it has no free slot, the lightest.
@@ -43,7 +43,7 @@ pub(crate) struct Spread {
 /// # Arguments
 ///
 /// - `homes` - the home node of each expert, `[E]`.
-pub(crate) fn spread(weights: &[f64], homes: &[u32], ranks: &Ranks, limits: Limits) -> Spread {
+pub(crate) fn spread(weights: &[f64], homes: &[u32], ranks: &Ranks, limits: Limits<'_>) -> Spread {
     let mut nodes = Nodes::new(weights, homes, ranks, limits.node);
     nodes.split(ranks, limits);
     nodes.fill_homes();
@@ -150,13 +150,13 @@ impl<'a> Nodes<'a> {
     }
 
     /// Decides the counts.
-    fn split(&mut self, ranks: &Ranks, limits: Limits) {
-        let limit = limits.piece * limits.rank;
+    fn split(&mut self, ranks: &Ranks, limits: Limits<'_>) {
+        let limit = |e: u32| limits.pieces[e as usize] * limits.rank;
         let live = ranks.live().count() as u32;
         let mut spare = ranks.num_slots().saturating_sub(self.weights.len());
         let mut must_leave: Vec<f64> = self.room.iter().map(|room| (-room).max(0.0)).collect();
         let loads = self.weights.iter().zip(0..);
-        let large = loads.filter(|&(&load, _)| load > limit);
+        let large = loads.filter(|&(&load, e)| load > limit(e));
         let mut large: BinaryHeap<(u64, Reverse<u32>)> =
             large.map(|(&load, e)| (key(load), Reverse(e))).collect();
         while spare > 0
@@ -177,7 +177,7 @@ impl<'a> Nodes<'a> {
             must_leave[home] -= leaves;
             spare -= 1;
             self.add_replica(expert);
-            if next > limit {
+            if next > limit(expert) {
                 large.push((key(next), Reverse(expert)));
             }
         }
@@ -362,7 +362,7 @@ mod tests {
         let limits = Limits {
             node: 4.0,
             rank: 4.0,
-            piece: 1.0,
+            pieces: &[1.0; 8],
         };
         assert_eq!(spill(&weights, &homes, &ranks, limits.node), 4.0);
         let spread = spread(&weights, &homes, &ranks, limits);
@@ -380,7 +380,7 @@ mod tests {
         let limits = Limits {
             node: 7.0,
             rank: 7.0,
-            piece: 0.1,
+            pieces: &[0.1; 6],
         };
         let spread = spread(&weights, &homes, &ranks, limits);
         assert_eq!(loads(&spread, &weights, 2), [12.0, 4.0]);

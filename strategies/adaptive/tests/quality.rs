@@ -210,15 +210,16 @@ fn fast_ranks_carry_more() {
 #[test]
 fn tokens_stay_on_their_node_as_far_as_balance_allows() {
     let mut rng = rng(6);
-    let load = rows(&[
+    let mut load = vec![
         lognormal(0.5, &mut rng),
         lognormal(0.8, &mut rng),
         zipf(0.8, &mut rng),
         lognormal(1.2, &mut rng),
-        zipf(1.0, &mut rng),
-        zipf(1.0, &mut rng),
-        zipf(1.0, &mut rng),
-    ]);
+    ];
+    load.extend((0..3).map(|_| zipf(1.0, &mut rng)));
+    load.extend((0..16).map(|_| zipf(1.2, &mut rng)));
+    load.extend((0..4).map(|_| power_law(1.01, &mut rng)));
+    let load = rows(&load);
     for nodes in [4, 8] {
         let topology = Topology::new(32).unwrap().with_nodes(nodes).unwrap();
         let request = request(&load, &topology, 288)
@@ -249,6 +250,30 @@ fn tokens_stay_on_their_node_as_far_as_balance_allows() {
             assert!(
                 off_home <= least + 0.02,
                 "{nodes} nodes: {off_home}, unavoidable {least}"
+            );
+        }
+    }
+}
+
+#[test]
+fn homes_cost_no_more_balance_than_they_may() {
+    // Heavy pieces fill ranks only in few ways, hardly ever near home.
+    let mut rng = rng(12);
+    let heads: Vec<Vec<f64>> = (0..8).map(|_| power_law_of(1.2, 1e6, &mut rng)).collect();
+    for head in heads {
+        let load = rows(&[head]);
+        let possible = reached(&load, 288, 32).min(0.985);
+        for nodes in [4, 8] {
+            let topology = Topology::new(32).unwrap().with_nodes(nodes).unwrap();
+            let request = request(&load, &topology, 288)
+                .with_expert_groups(8)
+                .unwrap();
+            let plan = Adaptive::default().place(&request).unwrap();
+            assert_eq!(duplicates(&plan), 0);
+            let reached = of_bound(&plan, &request, &load);
+            assert!(
+                reached >= possible,
+                "{nodes} nodes: {reached} of {possible}"
             );
         }
     }

@@ -11,7 +11,7 @@ use crate::swap::{Choice, Descent, Links, Reach, Swaps, Work};
 /// first. Which packs best is seen only on the ranks.
 const PIECES: [f64; 4] = [0.5, 0.6, 0.7, 0.4];
 /// As many times they are drawn for each expert, from here to a whole rank.
-const DRAWN: usize = 64;
+const DRAWN: usize = 40;
 const LEAST_PIECE: f64 = 0.35;
 /// After as many starts, exchanges follow on the nearest one that swaps left above the target.
 const TURN: usize = 2;

@@ -61,7 +61,7 @@ const WIDEST_WORK: usize = 512;
 const HALVINGS: usize = 4;
 /// Steps of a way to the end up to which it is tried for the last half percent, too.
 const CHEAP: usize = 10_000;
-/// Up to which the widest search is tried.
+/// Up to which the widest search is tried, and counts are searched without homes.
 const CHEAPEST: usize = 2_500;
 /// As much more work goes into a search of counts.
 const RECOUNT_WORK: usize = 64;
@@ -192,22 +192,36 @@ impl<'a> Search<'_, 'a> {
         if first.largest() <= self.target || self.effort.patience == 0 {
             return first;
         }
-        let mut best = self.other_starts(first, begin, work);
-        // `node_tolerance` says how much balance homes may cost.
-        if let Some(homes) = self.homes
-            && best.largest() > self.target
-        {
-            let homeless = Search {
-                homes: None,
-                ..*self
-            };
-            let mut other = homeless.best(begin, None, &mut Work::new(self.effort.work));
-            if other.largest() < best.largest() {
-                settle(&mut other, homes);
-                best = other;
-            }
+        if let Some(homes) = self.homes {
+            let best = self.reserve_starts(first, begin, work);
+            return self.beyond_homes(best, begin, homes);
         }
-        best
+        let best = self.heavy_start(first, begin.sorted);
+        let best = self.reserve_starts(best, begin, work);
+        self.with_other_counts(best)
+    }
+
+    /// The layout, or one that comes closer to the target without homes: `node_tolerance` says how much
+    /// balance they may cost.
+    fn beyond_homes(&self, best: Layout<'a>, begin: Begin<'_>, homes: &[u32]) -> Layout<'a> {
+        if best.largest() <= self.target {
+            return best;
+        }
+        let homeless = Search {
+            homes: None,
+            ..*self
+        };
+        let mut work = Work::new(self.effort.work);
+        let other = homeless.from(begin.given, begin.order, &mut work);
+        let mut other = homeless.reserve_starts(other, begin, &mut work);
+        if steps_to_the_end(self.layer.weights, self.layer.ranks, self.target) <= CHEAPEST {
+            other = homeless.with_other_counts(other);
+        }
+        if other.largest() >= best.largest() {
+            return best;
+        }
+        settle(&mut other, homes);
+        other
     }
 
     /// The best layout on the way from one apportionment.
@@ -230,19 +244,12 @@ impl<'a> Search<'_, 'a> {
         layout
     }
 
-    /// The best layout of all starts but the first, if it is better than that of the first.
-    fn other_starts(&self, first: Layout<'a>, begin: Begin<'_>, work: &mut Work) -> Layout<'a> {
+    /// The layout, or the best one of starts that hold back some of the spare slots, if it is better.
+    fn reserve_starts(&self, best: Layout<'a>, begin: Begin<'_>, work: &mut Work) -> Layout<'a> {
         let Begin { load, sorted, .. } = begin;
         let ranks = self.layer.ranks;
         let (num_slots, live) = (ranks.num_slots(), ranks.live().count());
-        let mut best = first;
-        if self.homes.is_none() {
-            let order: Vec<u32> = sorted.iter().map(|&key| order::index_of(key)).collect();
-            let other = self.heavy_start(&order, best.largest());
-            if let Some(other) = other.filter(|other| other.largest() < best.largest()) {
-                best = other;
-            }
-        }
+        let mut best = best;
         for reserve in RESERVES {
             let reserve = ((num_slots - load.len()) as f64 * reserve) as usize;
             if best.largest() <= self.target || reserve == 0 || work.is_done() {
@@ -257,7 +264,7 @@ impl<'a> Search<'_, 'a> {
                 }
             }
         }
-        self.with_other_counts(best)
+        best
     }
 
     /// A layout whose counts are searched on what a packing makes of them, if it is better and the target
@@ -268,7 +275,7 @@ impl<'a> Search<'_, 'a> {
         let is_cheap = steps_to_the_end(self.layer.weights, ranks, self.target) <= CHEAP;
         let enough = self.target * (1.0 + ALMOST * self.effort.tolerance);
         let may_gain = is_far || (is_cheap && best.largest() > enough);
-        if self.homes.is_some() || !ranks.are_alike() || !may_gain {
+        if !ranks.are_alike() || !may_gain {
             return best;
         }
         let mut more = Work::new(RECOUNT_WORK.saturating_mul(self.effort.work));
@@ -282,27 +289,29 @@ impl<'a> Search<'_, 'a> {
         best
     }
 
-    /// The best layout on the way from heavy experts whose pieces fill ranks up to some load: the target,
-    /// and if that fails what lies between it and the largest load so far, halved a few times.
-    fn heavy_start(&self, order: &[u32], largest: f64) -> Option<Layout<'a>> {
+    /// The layout, or a better one on the way from heavy experts whose pieces fill ranks up to some load: the
+    /// target, and if that fails what lies between it and the largest load so far, halved a few times.
+    fn heavy_start(&self, first: Layout<'a>, sorted: &[u64]) -> Layout<'a> {
         let (ranks, weights) = (self.layer.ranks, self.layer.weights);
+        let largest = first.largest();
         let steps = steps_to_the_end(weights, ranks, self.target);
         let is_cheap = steps <= CHEAP;
         if !is_cheap && largest <= self.target * (1.0 + NEARLY) {
-            return None;
+            return first;
         }
-        let mut best: Option<Layout<'a>> = None;
+        let order: Vec<u32> = sorted.iter().map(|&key| order::index_of(key)).collect();
         let (mut low, mut high) = (self.target, largest);
+        let mut best = first;
         let mut fill = |limit: f64, beam: Beam, work: usize| {
             let mut more = Work::new(work.saturating_mul(self.effort.work));
-            let Some(slots) = fill_ranks(weights, order, ranks, limit, beam, &mut more) else {
+            let Some(slots) = fill_ranks(weights, &order, ranks, limit, beam, &mut more) else {
                 return f64::INFINITY;
             };
             let mut layout = Layout::new(ranks, weights, slots);
             self.go_on(&mut layout, &mut Work::new(self.effort.work));
             let reached = layout.largest();
-            if best.as_ref().is_none_or(|best| reached < best.largest()) {
-                best = Some(layout);
+            if reached < best.largest() {
+                best = layout;
             }
             reached
         };

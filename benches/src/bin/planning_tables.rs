@@ -1,5 +1,5 @@
 //! The tables of `docs/planning.md` that no command of `moekit` makes:
-//! `cargo run --release -p moekit-benches --bin planning_tables -- [replan] [lost-rank] [nodes] [budgets]`
+//! `cargo run --release -p moekit-benches --bin planning_tables -- [replan] [lost-rank] [nodes] [more-nodes] [budgets]`
 //! (all of them without arguments). Loads are seeded.
 
 #![allow(
@@ -27,7 +27,7 @@ const GROUPS: usize = 8;
 fn main() {
     let mut tables: Vec<String> = std::env::args().skip(1).collect();
     if tables.is_empty() {
-        tables = ["replan", "lost-rank", "nodes", "budgets"]
+        tables = ["replan", "lost-rank", "nodes", "more-nodes", "budgets"]
             .map(str::to_owned)
             .to_vec();
     }
@@ -37,8 +37,9 @@ fn main() {
             "replan" => replan(),
             "lost-rank" => lost_rank(),
             "nodes" => nodes(),
+            "more-nodes" => more_nodes(),
             "budgets" => budgets(),
-            _ => println!("  no such table: replan, lost-rank, nodes or budgets"),
+            _ => println!("  no such table: replan, lost-rank, nodes, more-nodes or budgets"),
         }
     }
 }
@@ -154,7 +155,6 @@ fn lost_rank() {
 
 /// Tokens off the home node of their group, beside the least that homes of the groups allow.
 fn nodes() {
-    let layers = 16;
     for profile in [
         "lognormal:0.5",
         "lognormal:0.8",
@@ -164,54 +164,128 @@ fn nodes() {
         "zipf:1.2",
     ] {
         for nodes in [4, 8] {
-            let load = trace(profile, [layers, 1], 0.0, 11).total();
-            let topology = Topology::new(RANKS).unwrap().with_nodes(nodes).unwrap();
-            let request = request(&topology, &load)
-                .with_expert_groups(GROUPS)
-                .unwrap();
-            let balance = |plan: &ModelPlacement| -> Vec<f64> {
-                let placed = plan.layers().iter().zip(load.layers());
-                placed
-                    .map(|(placement, load)| {
-                        load.iter().sum::<f64>() / RANKS as f64 / largest(placement, load)
-                    })
-                    .collect()
-            };
-            let greedy = plan(&Eplb::default(), &request);
-            let adaptive = plan(&Adaptive::default(), &request);
-            let reached = balance(&adaptive);
-            let placed = adaptive.layers().iter().zip(load.layers());
-            let off: Vec<f64> = placed.map(|(p, load)| off_home(p, load, nodes)).collect();
-            let least = |most: usize, limits: &[f64]| -> Vec<f64> {
-                let layers = load.layers().zip(limits);
-                layers
-                    .map(|(load, &limit)| least_spill(load, nodes, most, limit))
-                    .collect()
-            };
-            let even = GROUPS / nodes;
-            let spill = least(even, &vec![1.0; layers]);
+            let planned = OnNodes::plan(profile, nodes, 11);
             // What no plan of the same balance goes below.
-            let limits: Vec<f64> = reached.iter().map(|balance| 1.0 / balance).collect();
-            let (possible, any_homes) = (least(even, &limits), least(GROUPS, &limits));
-            let excess = |over: &[f64]| {
-                let excess = off.iter().zip(over).map(|(off, over)| off - over);
-                100.0 * excess.fold(f64::NEG_INFINITY, f64::max)
-            };
+            let limits: Vec<f64> = planned.balance.iter().map(|b| 1.0 / b).collect();
+            let possible = planned.least_spill(GROUPS / nodes, &limits);
+            let any_homes = planned.least_spill(GROUPS, &limits);
+            let largest = |above: Vec<f64>| above.into_iter().fold(f64::NEG_INFINITY, f64::max);
             println!(
                 "  {profile} on {nodes} nodes: eplb {:.3}, adaptive {:.3} at least; off home {:.1} %, \
                  unavoidable {:.1} % ({:.1} points above at most), \
                  at this balance {:.1} % ({:.1}), with any homes {:.1} %",
-                mean(&balance(&greedy)),
-                smallest(&reached),
-                100.0 * mean(&off),
-                100.0 * mean(&spill),
-                excess(&spill),
+                mean(&planned.balance_of(&Eplb::default())),
+                smallest(&planned.balance),
+                100.0 * mean(&planned.off_home),
+                100.0 * mean(&planned.unavoidable),
+                largest(planned.points_above(&planned.unavoidable)),
                 100.0 * mean(&possible),
-                excess(&possible),
+                largest(planned.points_above(&possible)),
                 100.0 * mean(&any_homes)
             );
         }
     }
+}
+
+/// How far other seeds, and heavier loads, are above what has to leave home.
+fn more_nodes() {
+    for profile in [
+        "lognormal:1.2",
+        "lognormal:1.5",
+        "zipf:1.0",
+        "zipf:1.2",
+        "zipf:1.4",
+        "powerlaw:1.01",
+        "powerlaw:1.2",
+    ] {
+        for nodes in [4, 8] {
+            let (mut above, mut balance) = (Vec::new(), Vec::new());
+            for seed in 20..30 {
+                let planned = OnNodes::plan(profile, nodes, seed);
+                above.extend(planned.points_above(&planned.unavoidable));
+                balance.extend(planned.balance);
+            }
+            above.sort_unstable_by(f64::total_cmp);
+            println!(
+                "  {profile} on {nodes} nodes: {:.3} at least; {:.1} points above the unavoidable on average, \
+                 {:.1} at most, {} of {} layers more than 2",
+                smallest(&balance),
+                mean(&above),
+                above[above.len() - 1],
+                above.iter().filter(|points| **points > 2.0).count(),
+                above.len()
+            );
+        }
+    }
+}
+
+/// A load planned on nodes with expert groups.
+struct OnNodes {
+    nodes: usize,
+    load: ExpertLoad,
+    /// Mean over largest rank load of each layer.
+    balance: Vec<f64>,
+    /// The share of the tokens off their home, `[L]`.
+    off_home: Vec<f64>,
+    /// The share that has to leave home if every node carries the mean, `[L]`.
+    unavoidable: Vec<f64>,
+}
+
+impl OnNodes {
+    fn plan(profile: &str, nodes: usize, seed: u64) -> Self {
+        let layers = 16;
+        let mut planned = Self {
+            nodes,
+            load: trace(profile, [layers, 1], 0.0, seed).total(),
+            balance: Vec::new(),
+            off_home: Vec::new(),
+            unavoidable: Vec::new(),
+        };
+        let plan = planned.plan_by(&Adaptive::default());
+        planned.balance = layer_balance(&plan, &planned.load);
+        let placed = plan.layers().iter().zip(planned.load.layers());
+        planned.off_home = placed.map(|(p, load)| off_home(p, load, nodes)).collect();
+        planned.unavoidable = planned.least_spill(GROUPS / nodes, &vec![1.0; layers]);
+        planned
+    }
+
+    fn plan_by(&self, strategy: &dyn PlacementStrategy) -> ModelPlacement {
+        let topology = Topology::new(RANKS).unwrap().with_nodes(self.nodes);
+        let topology = topology.unwrap();
+        let request = request(&topology, &self.load).with_expert_groups(GROUPS);
+        plan(strategy, &request.unwrap())
+    }
+
+    fn balance_of(&self, strategy: &dyn PlacementStrategy) -> Vec<f64> {
+        layer_balance(&self.plan_by(strategy), &self.load)
+    }
+
+    /// The share that has to leave home, `[L]`.
+    ///
+    /// # Arguments
+    ///
+    /// - `most` - groups that a node is home to, at most.
+    /// - `limits` - what a node may carry, as a multiple of the mean, `[L]`.
+    fn least_spill(&self, most: usize, limits: &[f64]) -> Vec<f64> {
+        let layers = self.load.layers().zip(limits);
+        layers
+            .map(|(load, &limit)| least_spill(load, self.nodes, most, limit))
+            .collect()
+    }
+
+    /// How many percent of the tokens more are off their home, `[L]`.
+    fn points_above(&self, shares: &[f64]) -> Vec<f64> {
+        let pairs = self.off_home.iter().zip(shares);
+        pairs.map(|(off, share)| 100.0 * (off - share)).collect()
+    }
+}
+
+/// Mean over largest rank load of each layer, `[L]`.
+fn layer_balance(plan: &ModelPlacement, load: &ExpertLoad) -> Vec<f64> {
+    let placed = plan.layers().iter().zip(load.layers());
+    placed
+        .map(|(placement, load)| load.iter().sum::<f64>() / RANKS as f64 / largest(placement, load))
+        .collect()
 }
 
 /// Share of the tokens that are not served on the node that serves most of their group.

@@ -170,6 +170,7 @@ fn best_exchange_of_ranks(
             let (here, there) = (ranks.node(a), ranks.node(b));
             let before = at_home[a][here] + at_home[b][there];
             let after = at_home[a][there] + at_home[b][here];
+            // What rounding adds is no gain.
             (after - before - before.max(after) * 1e-9, a, b)
         })
     });

@@ -164,8 +164,8 @@ impl<'a> NearHome<'_, '_, 'a> {
         if layout.largest() <= search.target {
             self.note(layout);
         } else {
-            let lowest = self.lowest.iter().map(Layout::largest);
-            if lowest.fold(f64::INFINITY, f64::min) > layout.largest() {
+            let is_lower = |lowest: &Layout<'_>| layout.largest() < lowest.largest();
+            if self.lowest.as_ref().is_none_or(is_lower) {
                 self.lowest = Some(layout);
             }
         }

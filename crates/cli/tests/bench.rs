@@ -94,6 +94,7 @@ fn a_forced_instruction_set_is_reported_and_a_wrong_one_refused() {
     };
     let report: Value = serde_json::from_slice(&run("portable").stdout).unwrap();
     assert_eq!(report["isa"], "portable");
+    assert!(run("").status.success(), "an empty variable names none");
     let refused = run("sse9");
     assert!(!refused.status.success() && refused.stdout.is_empty());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("sse9"));

@@ -61,6 +61,8 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    // The temporary file would be named in place of a folder that is not there.
+    fs::metadata(folder).map_err(EvalError::io(folder))?;
     let mut builder = tempfile::Builder::new();
     // Readable by whom the umask lets, as any other new file; the default is the owner alone.
     #[cfg(unix)]
@@ -101,7 +103,10 @@ mod tests {
         let path = folder.path().join("no").join("x.json");
         assert!(read(&path).unwrap_err().to_string().contains("x.json"));
         let error = write_whole(&path, b"").unwrap_err().to_string();
-        assert!(error.contains("no"), "{error}");
+        // The folder that is missing, and nothing in it.
+        let folder = folder.path().join("no").display().to_string();
+        assert_eq!(error.matches(&folder).count(), 1, "{error}");
+        assert!(error.starts_with(&format!("{folder}: ")), "{error}");
     }
 
     #[cfg(unix)]

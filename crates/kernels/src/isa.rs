@@ -81,7 +81,7 @@ impl Isa {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// What `MOEKIT_ISA` names when it is first asked for, otherwise the best.
+    /// What `MOEKIT_ISA` names when it is first asked for, the best if that is nothing.
     ///
     /// # Errors
     ///
@@ -89,11 +89,11 @@ impl Isa {
     pub fn from_env() -> Result<Self, KernelError> {
         static CHOICE: OnceLock<Result<Isa, String>> = OnceLock::new();
         let choice = CHOICE.get_or_init(|| match std::env::var_os("MOEKIT_ISA") {
-            Some(name) => {
+            Some(name) if !name.is_empty() => {
                 let name = name.to_string_lossy().into_owned();
                 name.parse().map_err(|_: KernelError| name)
             }
-            None => Ok(Self::best()),
+            _ => Ok(Self::best()),
         });
         choice.clone().map_err(|name| KernelError::Isa { name })
     }

@@ -8,11 +8,11 @@ See README.md for the environment.
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
 import highspy
+import moekit
 import numpy as np
 
 GRID = 20_000  # parts of the limit; replicas are rounded down to them, so that no filling is missed
@@ -21,12 +21,20 @@ COLUMNS = 12  # fillings that are added at once
 SURE = 1e-5  # what is missing above this is no rounding error
 
 
+def shape(text):
+    """Experts, slots and ranks."""
+    parts = tuple(int(part) for part in text.split("/"))
+    if len(parts) != 3 or min(parts) < 1 or parts[1] % parts[2]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not EXPERTS/SLOTS/RANKS with the slots a multiple of the ranks")
+    return parts
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--moekit", type=Path, default="target/release/moekit", help="the binary")
     add("--profile", default="powerlaw:1.2", help="of `moekit generate`")
-    add("--shape", default="256/288/32", help="EXPERTS/SLOTS/RANKS")
+    add("--shape", type=shape, default="256/288/32", help="EXPERTS/SLOTS/RANKS")
     add("--layers", type=int, default=58)
     add("--tokens", type=int, default=1_000_000)
     add("--seed", type=int, default=1)
@@ -38,17 +46,15 @@ def arguments():
 
 
 def plan(options):
-    """The load of each expert [L, E] and, per layer, the largest rank load of the plan and its bound."""
-    experts, slots, ranks = (int(part) for part in options.shape.split("/"))
+    """The load of each expert [L, E], and what the plan of each layer comes to."""
+    experts, slots, ranks = options.shape
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "load.npy"
-        shape = ["--experts", experts, "--layers", options.layers, "--steps", 1, "--tokens", options.tokens]
-        source = ["generate", "--profile", options.profile, *shape, "--seed", options.seed, "--out", file]
-        compare = ["compare", "--load", file, "--ranks", ranks, "--slots", slots, "--strategies", "adaptive", "--json"]
-        for call in source, compare:
-            call = [str(part) for part in (options.moekit, *call)]
-            output = subprocess.run(call, check=True, capture_output=True).stdout
-        return np.load(file).astype(np.float64).reshape(-1, experts), json.loads(output)
+        load = options.profile, experts, options.layers, options.tokens, options.seed
+        moekit.generate(options.moekit, file, *load)
+        request = ["--load", file, "--ranks", ranks, "--slots", slots, "--strategies", "adaptive"]
+        report = json.loads(moekit.run([options.moekit, "compare", *request, "--json"]))
+        return np.load(file)[0].astype(np.float64), report["strategies"][0]["layers"]
 
 
 class Undecided(Exception):
@@ -236,9 +242,8 @@ def largest_load(layer, low, high, options):
 
 def main():
     options = arguments()
-    _, slots, ranks = (int(part) for part in options.shape.split("/"))
-    loads, report = plan(options)
-    layers = report["strategies"][0]["layers"]
+    _, slots, ranks = options.shape
+    loads, layers = plan(options)
     parts, tighter = [], []
     for index, (weights, layer) in enumerate(zip(loads, layers)):
         high, low = layer["max_load"], layer["mean_load"] / layer["balancedness_bound"]
@@ -249,7 +254,7 @@ def main():
             tighter[-1] = bound / high
             print(f"  layer {index}: {parts[-1]:.4f} of the bound, {tighter[-1]:.4f} of that of the fillings", flush=True)
     print(
-        f"{options.profile}, {options.shape}, seed {options.seed}: of the bound {np.mean(parts):.4f}, at least "
+        f"{options.profile}, {'/'.join(map(str, options.shape))}, seed {options.seed}: of the bound {np.mean(parts):.4f}, at least "
         f"{min(parts):.4f}; of that of the fillings {np.mean(tighter):.4f}, at least {min(tighter):.4f}"
     )
 

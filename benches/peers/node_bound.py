@@ -6,12 +6,11 @@ A lower bound for every plan of a layer that reaches a balance. See README.md fo
 
 import argparse
 import itertools
-import subprocess
-import tempfile
 from pathlib import Path
 
 import highspy
 import numpy as np
+from moekit import generated
 
 
 def arguments():
@@ -25,16 +24,6 @@ def arguments():
     add("--balance", type=float, default=0.98, help="mean over largest rank load of the plans")
     parser.set_defaults(experts=256, slots=288, ranks=32, groups=8)
     return parser.parse_args()
-
-
-def load(options, profile):
-    """The load of each expert, [L, E]."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "load.npy"
-        shape = ["--experts", options.experts, "--layers", options.layers, "--steps", 1, "--tokens", 1_000_000]
-        call = [options.moekit, "generate", "--profile", profile, *shape, "--seed", options.seed, "--out", file]
-        subprocess.run([str(part) for part in call], check=True, capture_output=True)
-        return np.load(file).astype(np.float64).reshape(-1, options.experts)
 
 
 def assignments(groups, each):
@@ -119,7 +108,7 @@ def bounds(weights, num_nodes, options):
 def main():
     options = arguments()
     for profile in options.profiles.split(","):
-        layers = load(options, profile)
+        layers = generated(options.moekit, profile, options.experts, options.layers, 1_000_000, options.seed)
         for nodes in (int(nodes) for nodes in options.nodes.split(",")):
             found = 100 * np.array([bounds(weights, nodes, options) for weights in layers])
             closed, program = found.mean(0)

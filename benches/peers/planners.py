@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import types
@@ -21,14 +20,11 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ[_name] = "1"
 
+import moekit  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-class Refused(Exception):
-    """The planner does not take this instance."""
 
 
 @dataclass(frozen=True)
@@ -175,26 +171,18 @@ class Moekit:
         options = ["--load", instance.file, "--json", "--ranks", shape.ranks, "--redundant", redundant]
         if shape.nodes > 1:
             options += ["--nodes", shape.nodes, "--groups", shape.groups]
-        report = json.loads(run_moekit([self.binary, "plan", "--strategy", self.strategy, *options]))
+        report = json.loads(moekit.run([self.binary, "plan", "--strategy", self.strategy, *options]))
         layers = report.pop("placement")["layers"]
         slots = np.array([layer["physical_to_logical"] for layer in layers], dtype=np.int64)
         calls = ",".join([self.strategy] * (1 + self.CALLS))
-        compared = json.loads(run_moekit([self.binary, "compare", "--strategies", calls, *options]))
+        compared = json.loads(moekit.run([self.binary, "compare", "--strategies", calls, *options]))
         seconds = statistics.median(call["plan_seconds"] for call in compared["strategies"][1:])
         return Plan(seconds, seconds, slots, report["plan_seconds"], report)
 
 
-def run_moekit(command):
-    """Runs the binary; its standard output."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Refused(" ".join(done.stderr.split()))
-    return done.stdout
-
-
 def linked_strategies(binary):
     """The names of the strategies that the binary links."""
-    lines = run_moekit([binary, "strategies", "list"]).splitlines()
+    lines = moekit.run([binary, "strategies", "list"]).splitlines()
     return [line.split()[0] for line in lines if line.strip()]
 
 

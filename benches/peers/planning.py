@@ -14,9 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import moekit
 import planners
 from measures import ROUNDING, agreement, measure
-from planners import Instance, Moekit, Refused, Shape
+from moekit import Refused
+from planners import Instance, Moekit, Shape
 
 import numpy as np
 
@@ -52,9 +54,8 @@ def load_files(options, folder):
     for profile in options.profiles.split(","):
         for seed in options.seeds.split(","):
             file = folder / f"{profile.replace(':', '-')}-{seed}.npy"
-            shape = ["--experts", options.experts, "--layers", options.layers, "--steps", 1]
-            rest = ["--tokens", options.tokens, "--seed", seed, "--out", file]
-            planners.run_moekit([options.moekit, "generate", "--profile", profile, *shape, *rest])
+            load = profile, options.experts, options.layers, options.tokens, seed
+            moekit.generate(options.moekit, file, *load)
             files.append((f"{profile} seed {seed}", file))
     return files
 

@@ -165,6 +165,7 @@ fn nodes() {
     ] {
         for nodes in [4, 8] {
             let planned = OnNodes::plan(profile, nodes, 11);
+            let unavoidable = planned.unavoidable();
             // What no plan of the same balance goes below.
             let limits: Vec<f64> = planned.balance.iter().map(|b| 1.0 / b).collect();
             let possible = planned.least_spill(GROUPS / nodes, &limits);
@@ -177,8 +178,8 @@ fn nodes() {
                 mean(&planned.balance_of(&Eplb::default())),
                 smallest(&planned.balance),
                 100.0 * mean(&planned.off_home),
-                100.0 * mean(&planned.unavoidable),
-                largest(planned.points_above(&planned.unavoidable)),
+                100.0 * mean(&unavoidable),
+                largest(planned.points_above(&unavoidable)),
                 100.0 * mean(&possible),
                 largest(planned.points_above(&possible)),
                 100.0 * mean(&any_homes)
@@ -202,7 +203,7 @@ fn more_nodes() {
             let (mut above, mut balance) = (Vec::new(), Vec::new());
             for seed in 20..30 {
                 let planned = OnNodes::plan(profile, nodes, seed);
-                above.extend(planned.points_above(&planned.unavoidable));
+                above.extend(planned.points_above(&planned.unavoidable()));
                 balance.extend(planned.balance);
             }
             above.sort_unstable_by(f64::total_cmp);
@@ -227,37 +228,28 @@ struct OnNodes {
     balance: Vec<f64>,
     /// The share of the tokens off their home, `[L]`.
     off_home: Vec<f64>,
-    /// The share that has to leave home if every node carries the mean, `[L]`.
-    unavoidable: Vec<f64>,
 }
 
 impl OnNodes {
     fn plan(profile: &str, nodes: usize, seed: u64) -> Self {
-        let layers = 16;
-        let mut planned = Self {
+        let load = trace(profile, [16, 1], 0.0, seed).total();
+        let plan = plan_on_nodes(&Adaptive::default(), &load, nodes);
+        let placed = plan.layers().iter().zip(load.layers());
+        Self {
             nodes,
-            load: trace(profile, [layers, 1], 0.0, seed).total(),
-            balance: Vec::new(),
-            off_home: Vec::new(),
-            unavoidable: Vec::new(),
-        };
-        let plan = planned.plan_by(&Adaptive::default());
-        planned.balance = layer_balance(&plan, &planned.load);
-        let placed = plan.layers().iter().zip(planned.load.layers());
-        planned.off_home = placed.map(|(p, load)| off_home(p, load, nodes)).collect();
-        planned.unavoidable = planned.least_spill(GROUPS / nodes, &vec![1.0; layers]);
-        planned
+            balance: layer_balance(&plan, &load),
+            off_home: placed.map(|(p, load)| off_home(p, load, nodes)).collect(),
+            load,
+        }
     }
 
-    fn plan_by(&self, strategy: &dyn PlacementStrategy) -> ModelPlacement {
-        let topology = Topology::new(RANKS).unwrap().with_nodes(self.nodes);
-        let topology = topology.unwrap();
-        let request = request(&topology, &self.load).with_expert_groups(GROUPS);
-        plan(strategy, &request.unwrap())
+    /// The share that has to leave home if every node carries the mean, `[L]`.
+    fn unavoidable(&self) -> Vec<f64> {
+        self.least_spill(GROUPS / self.nodes, &vec![1.0; self.load.num_layers()])
     }
 
     fn balance_of(&self, strategy: &dyn PlacementStrategy) -> Vec<f64> {
-        layer_balance(&self.plan_by(strategy), &self.load)
+        layer_balance(&plan_on_nodes(strategy, &self.load, self.nodes), &self.load)
     }
 
     /// The share that has to leave home, `[L]`.
@@ -278,6 +270,16 @@ impl OnNodes {
         let pairs = self.off_home.iter().zip(shares);
         pairs.map(|(off, share)| 100.0 * (off - share)).collect()
     }
+}
+
+fn plan_on_nodes(
+    strategy: &dyn PlacementStrategy,
+    load: &ExpertLoad,
+    nodes: usize,
+) -> ModelPlacement {
+    let topology = Topology::new(RANKS).unwrap().with_nodes(nodes).unwrap();
+    let request = request(&topology, load).with_expert_groups(GROUPS);
+    plan(strategy, &request.unwrap())
 }
 
 /// Mean over largest rank load of each layer, `[L]`.

@@ -140,15 +140,13 @@ pub(crate) fn settle(layout: &mut Layout<'_>, homes: &[u32]) {
         loads
     };
     let mut at_home: Vec<Vec<f64>> = (0..ranks.len()).map(at_home).collect();
-    let mut slots = layout.slots().to_vec();
     let live: Vec<usize> = ranks.live().collect();
     while let Some((_, a, b)) = best_exchange_of_ranks(&at_home, &live, ranks) {
         at_home.swap(a, b);
         for (a, b) in ranks.slots(a).zip(ranks.slots(b)) {
-            slots.swap(a, b);
+            layout.swap(a, b);
         }
     }
-    *layout = Layout::new(ranks, layout.weights, slots);
 }
 
 /// The two ranks whose exchange brings most home, with what it brings.
@@ -344,6 +342,7 @@ mod tests {
         bring_home(&mut layout, &homes, 4.0, &mut Work::new(100));
         assert_eq!(layout.experts_of(0), [0, 1]);
     }
+
     #[test]
     fn whole_ranks_go_home() {
         let topology = Topology::new(4).unwrap().with_nodes(2).unwrap();

@@ -32,6 +32,7 @@ mod replan;
 mod settings;
 mod slack;
 mod spread;
+mod starts;
 mod strategy;
 mod surplus;
 mod swap;

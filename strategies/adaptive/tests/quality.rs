@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use moekit_placement::bound::optimal_split;
-use moekit_placement::{ExpertLoad, PlacementRequest, PlacementStrategy, Topology};
+use moekit_placement::{ExpertLoad, ModelPlacement, PlacementRequest, PlacementStrategy, Topology};
 use moekit_routing::Rank;
 use moekit_strategy_adaptive::Adaptive;
 use rand::RngExt;
@@ -207,6 +207,14 @@ fn fast_ranks_carry_more() {
     }
 }
 
+/// A plan of eight expert groups, without an expert twice on a rank.
+fn plan_on_nodes(load: &ExpertLoad, topology: &Topology) -> ModelPlacement {
+    let request = request(load, topology, 288).with_expert_groups(8).unwrap();
+    let plan = Adaptive::default().place(&request).unwrap();
+    assert_eq!(duplicates(&plan), 0);
+    plan
+}
+
 #[test]
 fn tokens_stay_on_their_node_as_far_as_balance_allows() {
     let mut rng = rng(6);
@@ -222,11 +230,7 @@ fn tokens_stay_on_their_node_as_far_as_balance_allows() {
     let load = rows(&load);
     for nodes in [4, 8] {
         let topology = Topology::new(32).unwrap().with_nodes(nodes).unwrap();
-        let request = request(&load, &topology, 288)
-            .with_expert_groups(8)
-            .unwrap();
-        let plan = Adaptive::default().place(&request).unwrap();
-        assert_eq!(duplicates(&plan), 0);
+        let plan = plan_on_nodes(&load, &topology);
         for (layer, load) in plan.layers().iter().zip(load.layers()) {
             let total: f64 = load.iter().sum();
             let balance = total / 32.0 / largest(layer, load);
@@ -265,12 +269,8 @@ fn homes_cost_no_more_balance_than_they_may() {
         let possible = reached(&load, 288, 32).min(0.985);
         for nodes in [4, 8] {
             let topology = Topology::new(32).unwrap().with_nodes(nodes).unwrap();
-            let request = request(&load, &topology, 288)
-                .with_expert_groups(8)
-                .unwrap();
-            let plan = Adaptive::default().place(&request).unwrap();
-            assert_eq!(duplicates(&plan), 0);
-            let reached = of_bound(&plan, &request, &load);
+            let plan = plan_on_nodes(&load, &topology);
+            let reached = of_bound(&plan, &request(&load, &topology, 288), &load);
             assert!(
                 reached >= possible,
                 "{nodes} nodes: {reached} of {possible}"

@@ -1,0 +1,33 @@
+"""The binary `moekit`, as the scripts call it."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+
+class Refused(Exception):
+    """The planner does not take this instance."""
+
+
+def run(command):
+    """Runs the binary; its standard output."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Refused(" ".join(done.stderr.split()))
+    return done.stdout
+
+
+def generate(binary, file, profile, experts, layers, tokens, seed):
+    """Writes a load of one step."""
+    shape = ["--experts", experts, "--layers", layers, "--steps", 1, "--tokens", tokens]
+    run([binary, "generate", "--profile", profile, *shape, "--seed", seed, "--out", file])
+
+
+def generated(binary, *load):
+    """The load of each expert, [L, E], of `generate`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "load.npy"
+        generate(binary, file, *load)
+        return np.load(file)[0].astype(np.float64)

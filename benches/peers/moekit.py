@@ -1,10 +1,6 @@
 """The binary `moekit`, as the scripts call it."""
 
 import subprocess
-import tempfile
-from pathlib import Path
-
-import numpy as np
 
 
 class Refused(Exception):
@@ -23,11 +19,3 @@ def generate(binary, file, profile, experts, layers, tokens, seed):
     """Writes a load of one step."""
     shape = ["--experts", experts, "--layers", layers, "--steps", 1, "--tokens", tokens]
     run([binary, "generate", "--profile", profile, *shape, "--seed", seed, "--out", file])
-
-
-def generated(binary, *load):
-    """The load of each expert, [L, E], of `generate`."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "load.npy"
-        generate(binary, file, *load)
-        return np.load(file)[0].astype(np.float64)

@@ -6,11 +6,12 @@ A lower bound for every plan of a layer that reaches a balance. See README.md fo
 
 import argparse
 import itertools
+import tempfile
 from pathlib import Path
 
 import highspy
+import moekit
 import numpy as np
-from moekit import generated
 
 
 def arguments():
@@ -24,6 +25,14 @@ def arguments():
     add("--balance", type=float, default=0.98, help="mean over largest rank load of the plans")
     parser.set_defaults(experts=256, slots=288, ranks=32, groups=8)
     return parser.parse_args()
+
+
+def load(options, profile):
+    """The load of each expert, [L, E]."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "load.npy"
+        moekit.generate(options.moekit, file, profile, options.experts, options.layers, 1_000_000, options.seed)
+        return np.load(file)[0].astype(np.float64)
 
 
 def assignments(groups, each):
@@ -108,7 +117,7 @@ def bounds(weights, num_nodes, options):
 def main():
     options = arguments()
     for profile in options.profiles.split(","):
-        layers = generated(options.moekit, profile, options.experts, options.layers, 1_000_000, options.seed)
+        layers = load(options, profile)
         for nodes in (int(nodes) for nodes in options.nodes.split(",")):
             found = 100 * np.array([bounds(weights, nodes, options) for weights in layers])
             closed, program = found.mean(0)

@@ -4,7 +4,7 @@ import subprocess
 
 
 class Refused(Exception):
-    """The planner does not take this instance."""
+    """The binary, or a planner, does not take an instance."""
 
 
 def run(command):

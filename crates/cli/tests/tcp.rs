@@ -102,8 +102,8 @@ fn a_live_group_goes_on_without_processes_that_are_killed() {
         "--resize",
         "10:5,15:4,60:3",
     ]);
-    // The one that left comes back: with the group that forms when rank 0 is killed if it waits by
-    // then, else for the step that wants three.
+    // Rank 0 has asked the one that left to come back: it comes with the group that forms when rank
+    // 0 is killed if all have heard by then that it waits, else with the next one.
     let sizes = group_sizes(&steps);
     let at_once = [4, 5, 4, 3, 2];
     let later = [4, 5, 4, 3, 2, 3, 2];

@@ -187,6 +187,7 @@ pub(super) fn take_part(
             growth.again();
         }
         if ranks > 1 && next > repeated && setup.is_lost(next, rank) {
+            meet(setup, &live, &scripts, (rank, ranks))?;
             return tell(News::Lost);
         }
         let wanted = setup.wanted_ranks(next);
@@ -239,6 +240,36 @@ fn start(
     }
 }
 
+/// Waits until all others are in this step, so that they lose this rank there and not at the end of
+/// the one before: that step would be the one that they repeat, and whoever then gets the number of
+/// the rank that was lost would be lost, too.
+fn meet(
+    setup: &Setup,
+    live: &LiveRank,
+    scripts: &[Arc<Scripted>],
+    place: (usize, usize),
+) -> Result<(), LiveError> {
+    let (rows, _) = batch(setup, live, scripts, 0, place);
+    match live.forward(0, rows, ForwardOptions::new()) {
+        // Another that is lost in this step has met the others before.
+        Err(error) if !error.ends_group() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The tokens of a rank for the next forward pass of a layer, and the experts that it is to choose.
+fn batch(
+    setup: &Setup,
+    live: &LiveRank,
+    scripts: &[Arc<Scripted>],
+    layer: usize,
+    (rank, ranks): (usize, usize),
+) -> (Tensor<2>, Vec<i64>) {
+    let (rows, ids) = setup.stream.batch(live.step(), layer, rank, ranks);
+    scripts[layer].set(ids.clone());
+    (rows, ids)
+}
+
 /// The forward passes of a step.
 fn step(
     setup: &Setup,
@@ -259,9 +290,8 @@ fn step(
         compared: 0,
     };
     let mut outputs = Vec::with_capacity(scripts.len());
-    for (layer, script) in scripts.iter().enumerate() {
-        let (rows, ids) = setup.stream.batch(number, layer, rank, ranks);
-        script.set(ids.clone());
+    for layer in 0..scripts.len() {
+        let (rows, ids) = batch(setup, live, scripts, layer, (rank, ranks));
         let start = Instant::now();
         let output = live.forward(layer, rows.clone(), ForwardOptions::new())?;
         report.forward += start.elapsed();

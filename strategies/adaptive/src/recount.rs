@@ -22,6 +22,12 @@ const TRIALS: usize = 160;
 /// As many times more where the load is further than a part of the target above it.
 const LONGER: usize = 4;
 const FAR: f64 = 0.012;
+/// There the search ends after trials that did not come closer to the limit: as many as there were before, and as
+/// many per slot, times the slots of a rank, over the part by which the limit is above the target. The further that
+/// is, the likelier no plan comes near.
+const HOPE: f64 = 3.0;
+/// By what part a search has come closer at least.
+const CLOSER: f64 = 0.01;
 /// By how much each limit is below the load that is reached.
 const STEP: f64 = 0.001;
 /// Trials per slot for the last step, which ends at the target, times the slots of a rank squared: with fewer
@@ -64,10 +70,11 @@ pub(crate) fn recount<'a>(
     search.lower(work);
     let mut best = None;
     let (mut closest, mut begun) = (search.at.clone(), search.at.clone());
-    let (mut since, mut kicks, mut lowered) = (0, 0, 0);
+    let (mut since, mut kicks) = (0, 0);
+    let mut progress = Progress::new(0, &search.at);
     let num_slots = layout.slots().len();
     for trial in 0..LONGER * TRIALS * num_slots {
-        if work.is_done() || search.largest <= enough || search.is_over(trial, lowered) {
+        if work.is_done() || search.largest <= enough || search.is_over(trial, &progress) {
             break;
         }
         since += 1;
@@ -99,12 +106,14 @@ pub(crate) fn recount<'a>(
         if search.at.excess == 0.0 {
             best = Some(search.at.slots.clone());
             search.lower(work);
-            (since, kicks, lowered) = (0, 0, trial);
+            (since, kicks) = (0, 0);
+            progress = Progress::new(trial, &search.at);
             closest.clone_from(&search.at);
             begun.clone_from(&search.at);
         }
         if search.at.excess < closest.excess {
             closest.clone_from(&search.at);
+            progress.note(trial, closest.excess);
         }
     }
     let found = best.into_iter().chain([closest.slots]);
@@ -124,6 +133,33 @@ struct State {
     room: Vec<f64>,
     /// What is above the limit, squared and summed over the ranks.
     excess: f64,
+}
+
+/// Where a search has got anywhere.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    /// The trial at which the limit was lowered.
+    lowered: usize,
+    /// The last one that came closer to that limit, and how close.
+    closer: usize,
+    excess: f64,
+}
+
+impl Progress {
+    /// The limit has just been lowered.
+    fn new(trial: usize, at: &State) -> Self {
+        Self {
+            lowered: trial,
+            closer: trial,
+            excess: at.excess,
+        }
+    }
+
+    fn note(&mut self, trial: usize, excess: f64) {
+        if excess < self.excess * (1.0 - CLOSER) {
+            (self.closer, self.excess) = (trial, excess);
+        }
+    }
 }
 
 /// Some replicas of an expert that another one gets.
@@ -205,13 +241,17 @@ impl<'l, 'a> Search<'l, 'a> {
         self.at.counts[expert as usize]
     }
 
-    /// Whether there were enough trials, in all and since the limit was lowered.
-    fn is_over(&self, trials: usize, lowered: usize) -> bool {
+    /// Whether there were enough trials, in all and since the search has got anywhere.
+    fn is_over(&self, trials: usize, progress: &Progress) -> bool {
         let num_slots = self.at.slots.len();
-        let is_near = self.limit < self.target * (1.0 + FAR);
-        let is_last = self.limit <= self.target;
+        let above = self.limit / self.target - 1.0;
+        if above >= FAR {
+            let hope = HOPE * (self.slots_per_rank * num_slots) as f64 / above;
+            return trials - progress.closer > progress.closer + hope as usize;
+        }
+        let is_last = above <= 0.0;
         let last = LAST * (self.slots_per_rank.pow(2) * num_slots) as f64;
-        is_near && trials >= TRIALS * num_slots || is_last && (trials - lowered) as f64 >= last
+        trials >= TRIALS * num_slots || is_last && (trials - progress.lowered) as f64 >= last
     }
 
     /// The load of a replica.

@@ -20,6 +20,7 @@ mod arithmetic;
 mod stream;
 mod team;
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use self::arithmetic::Arithmetic;
@@ -93,8 +94,10 @@ impl Probe {
     /// addition is two.
     pub fn peak(&self, arithmetic: Arithmetic, time: Duration) -> f64 {
         let isa = self.isa;
+        // One beginning for all: threads that share a core work one after the other.
+        let begun = OnceLock::new();
         let rates = self.team.run(|_, _| {
-            let (start, mut operations) = (Instant::now(), 0_u64);
+            let (start, mut operations) = (begun.get_or_init(Instant::now), 0_u64);
             loop {
                 operations += arithmetic.burst(isa);
                 let elapsed = start.elapsed();

@@ -23,9 +23,9 @@ const TRIALS: usize = 160;
 const LONGER: usize = 4;
 const FAR: f64 = 0.012;
 /// There the search ends after trials that did not come closer to the limit: as many as there were before, and as
-/// many per slot, times the slots of a rank, over the part by which the limit is above the target. The further that
-/// is, the likelier no plan comes near.
-const HOPE: f64 = 3.0;
+/// many per slot, times the slots of a rank, over the square of the part by which the limit is above the target. The
+/// further that is, the likelier no plan comes near.
+const HOPE: f64 = 0.09;
 /// By what part a search has come closer at least.
 const CLOSER: f64 = 0.01;
 /// By how much each limit is below the load that is reached.
@@ -246,7 +246,7 @@ impl<'l, 'a> Search<'l, 'a> {
         let num_slots = self.at.slots.len();
         let above = self.limit / self.target - 1.0;
         if above >= FAR {
-            let hope = HOPE * (self.slots_per_rank * num_slots) as f64 / above;
+            let hope = HOPE * (self.slots_per_rank * num_slots) as f64 / above.powi(2);
             return trials - progress.closer > progress.closer + hope as usize;
         }
         let is_last = above <= 0.0;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use assert_cmd::prelude::*;
-use common::live_report;
+use common::{group_sizes, live_report};
 use serde_json::Value;
 
 fn command(tokens: &str) -> Command {
@@ -115,6 +115,18 @@ fn the_group_grows_and_loses_a_rank() {
     let ranks: Vec<u64> = steps.iter().map(|s| s["ranks"].as_u64().unwrap()).collect();
     assert_eq!((ranks[0], ranks[79]), (1, 2), "{ranks:?}");
     assert!(ranks.contains(&3), "{ranks:?}");
+}
+
+/// Nothing follows the forward pass in which the loss is seen.
+#[test]
+fn a_model_with_one_layer_of_experts_loses_ranks() {
+    let mut command = on("deepseek_v3-bf16", "16");
+    command.args(["--ranks", "5", "--strategy", "eplb", "--steps", "20"]);
+    command.args(["--lose", "10:1,15:0,15:1", "--synchronous", "--check", "1"]);
+    let (steps, summary) = told(&mut command);
+    assert_eq!(group_sizes(&steps), [5, 4, 2]);
+    assert_eq!(steps.len(), 20);
+    assert_eq!(summary["wrong_outputs"], 0, "{summary}");
 }
 
 /// Rank 0 is lost when the group is to shrink: the survivors have other numbers than those that were

@@ -118,8 +118,7 @@ impl Setup {
     }
 }
 
-/// Counts the changes of the group that have been seen to. Every rank does, as each may become rank
-/// 0.
+/// Counts the sizes of the group that have been seen to. Every rank does, as each may become rank 0.
 #[derive(Debug)]
 struct Growth(usize);
 
@@ -130,8 +129,8 @@ impl Growth {
     }
 
     fn due(setup: &Setup, step: u64) -> usize {
-        let due = setup.changes.iter().filter(|change| change.step <= step);
-        due.count()
+        let is_due = |c: &&Change| c.step <= step && matches!(c.what, What::Ranks(_));
+        setup.changes.iter().filter(is_due).count()
     }
 
     /// How many ranks are to come before a step of so many.
@@ -145,7 +144,7 @@ impl Growth {
         wanted.map_or(0, |wanted| wanted.saturating_sub(ranks))
     }
 
-    /// The last change is still to be seen to.
+    /// The last size is still to be seen to.
     fn again(&mut self) {
         self.0 = self.0.saturating_sub(1);
     }
@@ -175,8 +174,9 @@ pub(super) fn take_part(
         return Ok(());
     };
     let mut growth = Growth::after(setup, live.step());
-    // Of a step that is repeated, survivors that get the number of one that is lost are not.
-    let mut repeated = 0;
+    // The first step of a group after one that has failed: survivors that get the number of one that
+    // is lost in it are not.
+    let mut resumed = 0;
     // What happened between steps, for the next report.
     let mut events = Vec::new();
     while live.step() < setup.steps && !setup.stop.load(Ordering::Relaxed) {
@@ -186,8 +186,8 @@ pub(super) fn take_part(
         if rank == 0 && missing > 0 && grow(missing)? < missing {
             growth.again();
         }
-        if ranks > 1 && next > repeated && setup.is_lost(next, rank) {
-            meet(setup, &live, &scripts, (rank, ranks))?;
+        let is_lost = |step| ranks > 1 && step > resumed && setup.is_lost(step, rank);
+        if is_lost(next) {
             return tell(News::Lost);
         }
         let wanted = setup.wanted_ranks(next);
@@ -212,13 +212,18 @@ pub(super) fn take_part(
             Ok(_) => {}
             Err(_) if setup.stop.load(Ordering::Relaxed) => return Ok(()),
             Err(error) if error.ends_group() => {
-                repeated = next;
+                // The last word of one that is lost in the next step may not have arrived in this
+                // one; whoever is to be lost with it does not go on either.
+                if is_lost(live.step() + 1) {
+                    return tell(News::Lost);
+                }
                 match live.recover() {
                     Ok(event) => events.push(event),
                     // What went wrong every time says more.
                     Err(LiveError::NoProgress { .. }) => return Err(error),
                     Err(other) => return Err(other),
                 }
+                resumed = live.step() + 1;
             }
             Err(error) => return Err(error),
         }
@@ -238,36 +243,6 @@ fn start(
         Err(LiveError::Group(CommError::NoGroup)) => Ok(None),
         started => started.map(Some),
     }
-}
-
-/// Waits until all others are in this step, so that they lose this rank there and not at the end of
-/// the one before: that step would be the one that they repeat, and whoever then gets the number of
-/// the rank that was lost would be lost, too.
-fn meet(
-    setup: &Setup,
-    live: &LiveRank,
-    scripts: &[Arc<Scripted>],
-    place: (usize, usize),
-) -> Result<(), LiveError> {
-    let (rows, _) = batch(setup, live, scripts, 0, place);
-    match live.forward(0, rows, ForwardOptions::new()) {
-        // Another that is lost in this step has met the others before.
-        Err(error) if !error.ends_group() => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// The tokens of a rank for the next forward pass of a layer, and the experts that it is to choose.
-fn batch(
-    setup: &Setup,
-    live: &LiveRank,
-    scripts: &[Arc<Scripted>],
-    layer: usize,
-    (rank, ranks): (usize, usize),
-) -> (Tensor<2>, Vec<i64>) {
-    let (rows, ids) = setup.stream.batch(live.step(), layer, rank, ranks);
-    scripts[layer].set(ids.clone());
-    (rows, ids)
 }
 
 /// The forward passes of a step.
@@ -290,8 +265,9 @@ fn step(
         compared: 0,
     };
     let mut outputs = Vec::with_capacity(scripts.len());
-    for layer in 0..scripts.len() {
-        let (rows, ids) = batch(setup, live, scripts, layer, (rank, ranks));
+    for (layer, script) in scripts.iter().enumerate() {
+        let (rows, ids) = setup.stream.batch(number, layer, rank, ranks);
+        script.set(ids.clone());
         let start = Instant::now();
         let output = live.forward(layer, rows.clone(), ForwardOptions::new())?;
         report.forward += start.elapsed();

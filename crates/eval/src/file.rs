@@ -61,13 +61,15 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // The temporary file would be named in place of a folder that is not there.
+    // The temporary file would be named in place of a folder that is not there or cannot be written to.
     fs::metadata(folder).map_err(EvalError::io(folder))?;
     let mut builder = tempfile::Builder::new();
     // Readable by whom the umask lets, as any other new file; the default is the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(EvalError::io(folder))?;
+    let mut file = builder
+        .tempfile_in(folder)
+        .map_err(|error| EvalError::io(folder)(error.kind().into()))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(EvalError::io(path))?;
@@ -107,6 +109,18 @@ mod tests {
         let folder = folder.path().join("no").display().to_string();
         assert_eq!(error.matches(&folder).count(), 1, "{error}");
         assert!(error.starts_with(&format!("{folder}: ")), "{error}");
+    }
+
+    #[test]
+    fn a_file_in_place_of_the_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        write_whole(&file, b"").unwrap();
+        let error = write_whole(&file.join("x.json"), b"").unwrap_err();
+        let error = error.to_string();
+        let file = file.display().to_string();
+        assert!(error.starts_with(&format!("{file}: ")), "{error}");
+        assert_eq!(error.matches(&file).count(), 1, "{error}");
     }
 
     #[cfg(unix)]

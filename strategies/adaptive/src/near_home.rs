@@ -66,7 +66,7 @@ impl<'a> Search<'_, 'a> {
             if near.abroad() > enough && start % TURN == 0 {
                 near.exchange(enough);
             }
-            if near.abroad() <= enough {
+            if near.abroad() <= enough || near.work.is_done() {
                 break;
             }
         }

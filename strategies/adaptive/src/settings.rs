@@ -46,7 +46,8 @@ pub struct Adaptive {
     /// as their loads call for, and every rank the same sum as without. A placement in force with that
     /// sum on every rank keeps the slots of its layers.
     pub layer_budgets: bool,
-    /// Pairs of slots that are compared at most, per layer.
+    /// Work that goes into one search, in pairs of slots that are compared; hard layers get several
+    /// searches, some with a multiple of it.
     pub work: usize,
     /// Exchanges of replicas in a row without an improvement after which a start is given up.
     pub patience: usize,

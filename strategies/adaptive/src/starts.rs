@@ -81,7 +81,9 @@ impl<'a> Search<'_, 'a> {
         if steps_to_the_end(self.layer.weights, self.layer.ranks, self.target) <= CHEAPEST {
             other = homeless.with_other_counts(other);
         }
-        if other.largest() >= best.largest() {
+        // Where nothing reaches the target, homes may cost as much as where something does.
+        let gain = best.largest() - other.largest();
+        if other.largest() > self.target && gain <= self.effort.node_tolerance * self.bound {
             return best;
         }
         settle(&mut other, homes);

@@ -194,7 +194,7 @@ def fill(replicas, worth, slots):
     best = np.zeros((slots + 1, GRID + 1))  # by replicas and size
     choices = []
     for options in by_expert.values():
-        after, chosen = best.copy(), np.full(best.shape, -1, dtype=np.int8)
+        after, chosen = best.copy(), np.full(best.shape, -1, dtype=np.int16)
         for option, (_, size, value) in enumerate(options):
             with_it = best[:-1, : GRID + 1 - size] + value
             better = with_it > after[1:, size:] + 1e-12

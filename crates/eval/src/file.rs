@@ -61,12 +61,11 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // The temporary file would be named in place of a folder that is not there or cannot be written to.
-    fs::metadata(folder).map_err(EvalError::io(folder))?;
     let mut builder = tempfile::Builder::new();
     // Readable by whom the umask lets, as any other new file; the default is the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    // The kind alone: the whole error names the temporary file.
     let mut file = builder
         .tempfile_in(folder)
         .map_err(|error| EvalError::io(folder)(error.kind().into()))?;

@@ -68,14 +68,18 @@ pub(super) enum What {
 pub(super) struct Reference(Mutex<(LiveRank, Vec<Arc<Scripted>>)>);
 
 impl Setup {
-    /// How many ranks there should be in a step, if that has changed.
-    pub(super) fn wanted_ranks(&self, step: u64) -> Option<usize> {
-        let past = self.changes.iter().filter(|change| change.step <= step);
+    /// The sizes that the group was to have up to a step, one after the other.
+    fn sizes(&self, step: u64) -> impl DoubleEndedIterator<Item = usize> {
+        let past = self.changes.iter().filter(move |c| c.step <= step);
         past.filter_map(|change| match change.what {
             What::Ranks(ranks) => Some(ranks),
             What::Lose(_) => None,
         })
-        .next_back()
+    }
+
+    /// How many ranks there should be in a step, if that has changed.
+    fn wanted_ranks(&self, step: u64) -> Option<usize> {
+        self.sizes(step).next_back()
     }
 
     /// Whether a rank is lost in a step.
@@ -125,17 +129,12 @@ struct Growth(usize);
 impl Growth {
     /// As a rank that comes into a group after a step has it: what is past is not its business.
     fn after(setup: &Setup, step: u64) -> Self {
-        Self(Self::due(setup, step))
-    }
-
-    fn due(setup: &Setup, step: u64) -> usize {
-        let is_due = |c: &&Change| c.step <= step && matches!(c.what, What::Ranks(_));
-        setup.changes.iter().filter(is_due).count()
+        Self(setup.sizes(step).count())
     }
 
     /// How many ranks are to come before a step of so many.
     fn missing(&mut self, setup: &Setup, step: u64, ranks: usize) -> usize {
-        let due = Self::due(setup, step);
+        let due = setup.sizes(step).count();
         if due <= self.0 {
             return 0;
         }
@@ -217,12 +216,12 @@ pub(super) fn take_part(
                 if is_lost(live.step() + 1) {
                     return tell(News::Lost);
                 }
-                match live.recover() {
-                    Ok(event) => events.push(event),
+                let event = live.recover().map_err(|other| match other {
                     // What went wrong every time says more.
-                    Err(LiveError::NoProgress { .. }) => return Err(error),
-                    Err(other) => return Err(other),
-                }
+                    LiveError::NoProgress { .. } => error,
+                    other => other,
+                })?;
+                events.push(event);
                 resumed = live.step() + 1;
             }
             Err(error) => return Err(error),
